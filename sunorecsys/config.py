@@ -33,7 +33,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #05da9905
+# %% ../nbs/01_config.ipynb #04e0ff85
 class ItemCFConfig(_Component):
     "Item-to-item collaborative filtering (`recommenders.item_cf`)."
     top_k_per_seed: int = Setting(100, ge=1, description="neighbours kept per song")
@@ -48,7 +48,7 @@ class UserBasedConfig(_Component):
 
 class QualityConfig(_Component):
     "Coarse ranking (`recommenders.quality_filter`)."
-    quality_threshold: float = Setting(.3, ge=0, le=1, description="songs below it are removed while enough remain")
+    quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
     min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
 
 # %% ../nbs/01_config.ipynb #d22e7790

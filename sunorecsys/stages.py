@@ -89,7 +89,7 @@ def run_key(config: Config, as_of: pd.Timestamp, inputs: dict[str, str]) -> str:
     "What makes two runs the same."
     return disk.value_hash([config.model_dump(), as_of.isoformat(), code_hash(), inputs])
 
-# %% ../nbs/16_stages.ipynb #4789f4b6
+# %% ../nbs/16_stages.ipynb #50a25719
 @dataclass(frozen=True)
 class Run:
     "One weekly run: its folder, workspace, configuration and boundary."
@@ -107,7 +107,7 @@ class Run:
         "What the outputs of `stage` depend on: its cells, settings, the code, the boundary, and the outputs of what it needs."
         s = STAGES[stage]
         nb = read_notebook(notebooks_folder() / f"{s.notebook}.ipynb")
-        cells = [c.source for c in nb.cells if {"parameters", "week"} & set(tags(c))]
+        cells = [c["source"] for c in nb["cells"] if {"parameters", "week"} & set(tags(c))]
         settings = {k: v for k, v in self.config.model_dump().items() if k in s.settings}
         made = {n: (disk.stage_record(self.folder, n) or {}).get("outputs") for n in s.needs}
         inputs = read_json(self.folder / "manifest.json")["inputs"]

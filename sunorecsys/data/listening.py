@@ -77,7 +77,7 @@ def weights(interests: np.ndarray, songs: np.ndarray) -> np.ndarray:
     np.exp(w[:, :n], out=w[:, :n])
     return w.reshape(k, -1, STRIP)
 
-# %% ../../nbs/12c_data.listening.ipynb #43c38492
+# %% ../../nbs/12c_data.listening.ipynb #c73152b1
 def _draw(w: np.ndarray, edges: np.ndarray, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "A song for each `row` of `w` [K, strips, 256] with probability by weight; `edges` are the rows' cumulative strip sums."
     total = edges[:, -1]
@@ -98,6 +98,7 @@ def _draw_now(w: np.ndarray, g: np.ndarray, rng: np.random.Generator) -> np.ndar
     x = rng.random(len(w)) * edges[:, -1]
     return (edges <= x[:, None]).sum(1)
 
+# %% ../../nbs/12c_data.listening.ipynb #32edd6d2
 def discover(
     config: WorldConfig, truth: Truth,
     interest: np.ndarray, # int [N], ascending
@@ -125,9 +126,9 @@ def discover(
             out[now] = _draw_now(w[interest[now] - a], novelty(config, created, time[now][:, None]), rng)
     return out
 
-# %% ../../nbs/12c_data.listening.ipynb #a4002663
+# %% ../../nbs/12c_data.listening.ipynb #2b0b15bf
 REACTIONS = { # base rate of an average song, effect of one standard deviation of taste, of quality
-    "click": (0.08, 1.2, 0.4), "skip": (0.12, -0.8, -0.7), "like": (0.05, 0.8, 0.7),
+    "click": (0.12, 1.2, 0.4), "skip": (0.12, -0.8, -0.7), "like": (0.05, 0.8, 0.7),
     "share": (0.006, 0.6, 0.9), "add": (0.02, 0.9, 0.6), "comment": (0.008, 0.2, 1.0)}
 
 def reaction(kind: str, taste: np.ndarray, quality: np.ndarray) -> np.ndarray:
@@ -186,7 +187,7 @@ def examination(config: WorldConfig) -> np.ndarray:
     "Probability that position 1, 2, … of an opened list is looked at."
     return np.arange(1, config.list_length + 1) ** -config.examination
 
-# %% ../../nbs/12c_data.listening.ipynb #fda157d3
+# %% ../../nbs/12c_data.listening.ipynb #4c1c0cd3
 def _impress(config: WorldConfig, truth: Truth, week: int, user: np.ndarray, theme: np.ndarray, p: np.ndarray, songs: np.ndarray,
              rng: np.random.Generator) -> Rows:
     "Impressions of the lists `songs` [N, L] that `user` [N] opens in `week`, one row a position."
@@ -202,6 +203,7 @@ def _impress(config: WorldConfig, truth: Truth, week: int, user: np.ndarray, the
         "position": np.tile(np.arange(1, length + 1, dtype=np.int16), n), "clicked": clicked,
         "week": np.full(len(z), week, np.int16), "propensity": p[rows["theme"], rows["song"]].astype(np.float32)}
 
+# %% ../../nbs/12c_data.listening.ipynb #e5c415e1
 def show_lists(
     config: WorldConfig, truth: Truth, slots: Rows, song: np.ndarray, genre: np.ndarray, rng: np.random.Generator
 ) -> tuple[Rows, Truth]:
@@ -246,7 +248,7 @@ def copy_repeats(interest: np.ndarray, song: np.ndarray, usable: np.ndarray, rng
             return song[parent]
         parent = further
 
-# %% ../../nbs/12c_data.listening.ipynb #c371c548
+# %% ../../nbs/12c_data.listening.ipynb #64c81525
 def _organic(config: WorldConfig, truth: Truth, rng: np.random.Generator) -> tuple[Rows, np.ndarray]:
     "The slots and the songs of the discoveries among them (−1: a repeat, not filled yet)."
     slots = draw_slots(config, truth, rng)
@@ -254,6 +256,7 @@ def _organic(config: WorldConfig, truth: Truth, rng: np.random.Generator) -> tup
     song[fresh] = discover(config, truth, slots["interest"][fresh], slots["time"][fresh], rng)
     return slots, song
 
+# %% ../../nbs/12c_data.listening.ipynb #3335036b
 def listen(
     config: WorldConfig, truth: Truth,
     genre: np.ndarray, # tagged genre of each song, −1 is none: what the policy can see

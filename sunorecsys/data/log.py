@@ -100,7 +100,7 @@ def _write_once(path: Path) -> Iterator[Path]:
     finally:
         tmp.unlink(missing_ok=True)
 
-# %% ../../nbs/10_data.log.ipynb #d8eb87b9
+# %% ../../nbs/10_data.log.ipynb #15af6737
 def append_partition(
     log_folder: Path | str, # the workspace's `log/`
     frame: pd.DataFrame, # validated rows of table `interactions`
@@ -110,7 +110,7 @@ def append_partition(
     table = as_log(frame)
     content = content_hash(table)
     name = f"interactions-{content[:16]}" if name is None else name
-    if name != Path(name).name or name.startswith("."):
+    if not name or name != Path(name).name or name.startswith("."):
         raise ValueError(f"{name!r} is not a file name")
     path = Path(log_folder) / f"{name}.parquet"
     try:
@@ -180,14 +180,27 @@ def _insert(dialect: str) -> Any:
         return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](EVENTS).on_conflict_do_nothing()
     return EVENTS.insert().prefix_with("IGNORE", dialect="mysql").prefix_with("IGNORE", dialect="mariadb")
 
-# %% ../../nbs/10_data.log.ipynb #9ff6ca3b
+# %% ../../nbs/10_data.log.ipynb #d7e70d64
+def _locate(url_or_path: str | Path) -> tuple[sa.URL, Path | None]:
+    "URL of a database, and its file where it is a SQLite file."
+    text = str(url_or_path)
+    url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
+    on_disk = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return url, Path(url.database) if on_disk else None
+
+@contextlib.contextmanager
+def _reporting(database: "Database") -> Iterator[None]:
+    "Turn what a driver raises into a `LogError` that names the database."
+    try:
+        yield
+    except (sa.exc.DBAPIError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise LogError(f"{database}: not usable as a history database ({getattr(e, 'orig', e)}); nothing in it was changed") from None
+
+# %% ../../nbs/10_data.log.ipynb #7e07f857
 class Database:
     "A SQLite file (made at the first write) or any SQLAlchemy URL; safe under `fork`, and its errors name it."
     def __init__(self, url_or_path: str | Path):
-        text = str(url_or_path)
-        self.url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
-        on_disk = self.url.get_backend_name() == "sqlite" and self.url.database not in (None, "", ":memory:")
-        self.path = Path(self.url.database) if on_disk else None
+        self.url, self.path = _locate(url_or_path)
         self._engines: dict[int, sa.Engine] = {} # by process: a child neither uses nor closes its parent's
         with self.connect(write=self.path is None) as c:
             if self.path is None:
@@ -204,13 +217,11 @@ class Database:
                 yield None
                 return
             _create(self.path)
-        try:
+        with _reporting(self):
             if os.getpid() not in self._engines:
                 self._engines[os.getpid()] = _engine(self.url)
             with self._engines[os.getpid()].begin() as c:
                 yield c
-        except (sa.exc.DBAPIError, json.JSONDecodeError, UnicodeDecodeError) as e:
-            raise LogError(f"{self}: not usable as a history database ({getattr(e, 'orig', e)}); nothing in it was changed") from None
 
     def __repr__(self) -> str:
         return str(self.path or self.url.render_as_string(hide_password=True))
@@ -238,7 +249,7 @@ def _from_json(name: str, value: str | list[Any] | None) -> pa.Array:
         return pa.array(np.array(values, dtype="float64"))
     return pa.array(values, pa.int64() if pa.types.is_timestamp(kind) else kind).cast(kind)
 
-# %% ../../nbs/10_data.log.ipynb #e4c705a4
+# %% ../../nbs/10_data.log.ipynb #b44cc9ea
 def _wanted(before: int | None, positive: bool) -> Any:
     "The SQL condition for rows before a time (undated ones are), and for those that count in a listener's favour."
     conditions = [sa.true()]
@@ -248,31 +259,36 @@ def _wanted(before: int | None, positive: bool) -> Any:
         conditions += [EVENTS.c[Col.TYPE] != "skip", EVENTS.c[Col.WEIGHT] > 0]
     return sa.and_(*conditions)
 
+# %% ../../nbs/10_data.log.ipynb #d9374145
 def _read_events(
     database: Database, columns: Sequence[str], before: int | None, users: Sequence[str] | None, positive: bool
 ) -> pa.Table:
     "Rows of a database in the order of their arrival, in the log's types."
     some = None if users is None or len(users) > FEW_USERS else list(users)
-    names, schema = ["seq", *columns], pa.schema([pa.field("seq", pa.int64()), *(LOG_SCHEMA.field(c) for c in columns)])
+    schema = pa.schema([LOG_SCHEMA.field(c) for c in columns])
+    if some is not None or database.path is None: # SQLite scans a range of its primary key in order; elsewhere rows must be put in order
+        schema = schema.append(pa.field("seq", pa.int64()))
     parts = [schema.empty_table()]
     with database.connect() as c:
         last = 0 if c is None else c.execute(sa.select(sa.func.max(EVENTS.c.seq))).scalar() or 0
         for piece in _pieces(last, some):
-            values = c.execute(sa.select(*_as_json(c.dialect.name, names)).where(piece, _wanted(before, positive))).one()
-            parts.append(pa.table([_from_json(n, v) for n, v in zip(names, values, strict=True)], schema=schema))
+            values = c.execute(sa.select(*_as_json(c.dialect.name, schema.names)).where(piece, _wanted(before, positive))).one()
+            parts.append(pa.table([_from_json(n, v) for n, v in zip(schema.names, values, strict=True)], schema=schema))
     table = pa.concat_tables(parts)
-    if some is None and users is not None:
+    if len(users or ()) > FEW_USERS:
         table = table.filter(pc.is_in(table[Col.USER], pa.array(list(users), pa.large_string())))
-    seq = table["seq"].to_numpy()
-    return (table if (np.diff(seq) > 0).all() else table.take(np.argsort(seq))).drop_columns("seq")
+    return table.sort_by("seq").drop_columns("seq") if "seq" in schema.names else table
 
-# %% ../../nbs/10_data.log.ipynb #aa518936
-def _ordered(table: pa.Table) -> pa.Table:
-    "Rows by time (undated first, then as they came), one per `event_id`; needs the columns `timestamp` and `event_id`."
+# %% ../../nbs/10_data.log.ipynb #05c4955f
+def _ordered(table: pa.Table, ordered: bool = True) -> pa.Table:
+    "Rows by time (undated first, then as they came), one per `event_id`. Unless `ordered`, rows without ids may stay as they came."
+    with_ids = Col.EVENT in table.schema.names and table[Col.EVENT].null_count < len(table)
+    if not with_ids and not ordered:
+        return table
     t = table[Col.TIME].cast(pa.int64()).fill_null(UNDATED).to_numpy()
     if (t[1:] < t[:-1]).any():
         table = table.combine_chunks().take(np.argsort(t, kind="stable"))
-    if table[Col.EVENT].null_count < len(table):
+    if with_ids:
         ids = table[Col.EVENT].to_pandas()
         table = table.filter(pa.array(~(ids.duplicated() & ids.notna())))
     return table
@@ -354,7 +370,7 @@ def _filter(before: int | None, users: Sequence[str] | None, positive: bool) -> 
         out = out & k
     return out
 
-# %% ../../nbs/10_data.log.ipynb #ea6a9099
+# %% ../../nbs/10_data.log.ipynb #e56cc2ed
 def log_table(
     log: Log, # a workspace, or (folder of partitions, history database or None)
     *,
@@ -362,19 +378,21 @@ def log_table(
     users: Sequence[str] | None = None, # only these listeners
     columns: Sequence[str] = tuple(LOG_SCHEMA.names),
     positive: bool = False, # leave out skips and rows of weight 0
+    ordered: bool = True, # False saves the time for a caller that sorts anyway; rows of equal time keep their order
 ) -> pa.Table: # in the types of `LOG_SCHEMA`
     "The log as an Arrow table: the ordered union of partitions and database, one row per `event_id`."
     folder, store = (log.log, log.history_db) if isinstance(log, Workspace) else log
     limit = None if before is None else microseconds(before)
-    read = list(dict.fromkeys([*columns, Col.TIME, Col.EVENT]))
     paths = sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith(".")) if folder else []
+    read = list(dict.fromkeys([*columns, Col.TIME, *([Col.EVENT] if paths else [])])) # within the database they are unique
     parts = [_read_partition(p, read, _filter(limit, users, positive)) for p in paths]
     if store is not None:
         store = store if isinstance(store, EventStore) else EventStore(store)
         parts.append(_read_events(store, read, limit, users, positive))
     schema = pa.schema([LOG_SCHEMA.field(c) for c in read])
-    return _ordered(pa.concat_tables([schema.empty_table(), *parts])).select(list(columns))
+    return _ordered(pa.concat_tables([schema.empty_table(), *parts]), ordered).select(list(columns))
 
+# %% ../../nbs/10_data.log.ipynb #dee9a435
 def read_log(
     log: Log, *, before: datetime | str | None = None, users: Sequence[str] | None = None,
     columns: Sequence[str] = tuple(LOG_SCHEMA.names), positive: bool = False,

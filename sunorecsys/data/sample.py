@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RATE', 'MICRO', 'sample_recipe', 'check_free', 'split_world', 'write_tables', 'heldback_week', 'song_attributes',
-           'missing_clips', 'write_clips', 'make_sample']
+           'missing_clips', 'write_clips', 'make_sample', 'add_simulated_listeners']
 
-# %% ../../nbs/14_data.sample.ipynb #16249a8d
+# %% ../../nbs/14_data.sample.ipynb #33a6cf1e
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..schema import Col, validate
 from ..workspace import Workspace, atomic, lock, logger, read_json, value_hash, write_json, write_table
 from .log import append_partition
-from .simulate import World, ids, load_truth, simulate
+from .simulate import World, ids, load_truth, simulate, simulate_listeners
 from .staging import Counts, record_source
 from .synthesis import SAMPLE, Attributes, synthesise, write_clip
 from .taste import REGIMES, VOCABULARY, Truth, WorldConfig
@@ -150,3 +150,29 @@ def make_sample(
             write_clips(workspace, load_truth(workspace.simulation)[1], n_songs, seed, progress)
     logger.info("sample workspace: %s songs, %s listeners, regime %s, seed %s", n_songs, n_users, regime, seed)
     return workspace
+
+# %% ../../nbs/14_data.sample.ipynb #01bad0c4
+def add_simulated_listeners(root: Path | str, n_users: int, seed: int = 0) -> str:
+    "Simulated listening on the songs of a workspace; a sentence about it. `FileExistsError` where there is other listening."
+    ws = Workspace(root).check()
+    name, recipe = f"simulated-listeners-{seed}", {"regime": "simulated-listeners", "seed": seed, "n_users": n_users}
+    with lock(ws, "simulating listeners"):
+        known = read_json(ws.sources) if ws.sources.exists() else {}
+        if name in known and known[name].get("n_users") == n_users:
+            return f"{n_users} simulated listeners (seed {seed}) are there already"
+        if any(ws.log.glob("*.parquet")) or ws.history_db.exists():
+            raise FileExistsError(f"{ws.root} has listening already; simulated listeners need a workspace without")
+        songs = pd.read_parquet(ws.songs)
+        world = simulate_listeners(songs, n_users, seed, song_stats=pd.read_parquet(ws.song_stats) if ws.song_stats.exists() else None)
+        world = replace(world, truth=world.truth | {"song_id": songs[Col.SONG].to_numpy(dtype=str)})
+        past, held, shown = (validate(f, t)[0] for f, t in (
+            (world.interactions[world.interactions[Col.TIME] < world.as_of], "interactions"),
+            (world.interactions[world.interactions[Col.TIME] >= world.as_of], "interactions"),
+            (world.impressions[world.impressions[Col.TIME] < world.as_of], "impressions")))
+        world.save(ws.simulation)
+        write_json(ws.simulation / "simulation.json", recipe)
+        write_table(ws.simulation / "heldback.parquet", held)
+        write_table(ws.impressions / f"{name}.parquet", shown)
+        append_partition(ws.log, past, name)
+        record_source(ws, name, {"source": "simulated listeners", "simulated": True, "dated": True, "interactions": len(past), **recipe})
+    return f"simulated listening: {len(past):,} events of {n_users:,} listeners (seed {seed})"

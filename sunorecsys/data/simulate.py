@@ -130,7 +130,7 @@ def impression_table(config: WorldConfig, shown: Rows) -> pd.DataFrame:
         Col.CLICKED: shown["clicked"].astype(np.int64), Col.POLICY: text(pick([POLICY], np.zeros(len(shown["week"]), np.int8))),
         Col.PROPENSITY: shown["propensity"].astype(np.float64)})
 
-# %% ../../nbs/13_data.simulate.ipynb #4dda342a
+# %% ../../nbs/13_data.simulate.ipynb #b4a0e5ab
 def stats_table(config: WorldConfig, truth: Truth, plays: Rows, reacted: Rows) -> pd.DataFrame:
     "The table `song_stats`: cumulative counters of all songs that exist, once a week."
     n, weeks = len(truth["song_created"]), config.n_weeks
@@ -145,10 +145,11 @@ def stats_table(config: WorldConfig, truth: Truth, plays: Rows, reacted: Rows) -
         name: t[week, song].astype(np.float64) for name, t in zip((Col.PLAYS, Col.LIKES, Col.COMMENTS), tables, strict=True)})
 
 def user_table(config: WorldConfig, truth: Truth, rng: np.random.Generator) -> pd.DataFrame:
-    "The table `users`: ids and when they joined."
+    "The table `users`: ids, when they joined, and that they are `simulated`."
     week = truth["user_joined"]
     day = np.where(week > 0, week * 7, -rng.integers(1, 400, len(week)))
-    return pd.DataFrame({Col.USER: text(ids("u", np.arange(len(week)))), "joined_at": times(config.start_us + day * DAY_US)})
+    joined = times(config.start_us + day * DAY_US)
+    return pd.DataFrame({Col.USER: text(ids("u", np.arange(len(week)))), "joined_at": joined, "simulated": True})
 
 # %% ../../nbs/13_data.simulate.ipynb #30e6fd68
 @dataclass(frozen=True, repr=False)
@@ -179,7 +180,7 @@ class World:
         return (f"World({self.config.name!r} v{self.config.version}, {self.config.hash}, seed {self.seed}: {len(self.songs):,} songs, "
                 f"{len(self.users):,} listeners, {len(self.interactions):,} events, {len(self.impressions):,} impressions)")
 
-# %% ../../nbs/13_data.simulate.ipynb #d801d708
+# %% ../../nbs/13_data.simulate.ipynb #4ad22baf
 def load_truth(folder: Path) -> tuple[WorldConfig, Truth]:
     "What `World.save` wrote; `FileNotFoundError` where there is no simulated world, `ValueError` for another configuration's hash."
     about = read_json(Path(folder) / "world.json")
@@ -195,7 +196,7 @@ def _record(config: WorldConfig, seed: int, truth: Truth, songs: pd.DataFrame, g
     plays, shown, known = listen(config, truth, genre, a)
     reacted = reactions(config, truth, plays, b)
     users, events = user_table(config, truth, c), event_table(config, seed, plays, reacted, shown, c)
-    more = {"song_id": songs[Col.SONG].to_numpy("U"), "user_id": users[Col.USER].to_numpy("U"), "shown_genre": genre.astype(np.int8)}
+    more = {Col.SONG: songs[Col.SONG].to_numpy("U"), Col.USER: users[Col.USER].to_numpy("U"), "shown_genre": genre.astype(np.int8)}
     stats = stats_table(config, truth, plays, reacted)
     return World(config, seed, songs, stats, events, impression_table(config, shown), users, truth | known | more)
 
@@ -206,7 +207,7 @@ def simulate(config: WorldConfig, seed: int) -> World:
     shown = shown_values(config, truth, text_rng)
     return _record(config, seed, truth, song_table(truth, shown, text_rng), shown[:, 0], rng)
 
-# %% ../../nbs/13_data.simulate.ipynb #5431a58d
+# %% ../../nbs/13_data.simulate.ipynb #9626e9ed
 def attributes_of(songs: pd.DataFrame) -> np.ndarray:
     "Codes into VOCABULARY, int8 [I, 6], from genre and tags: a word of the vocabulary if one is there, else a hash."
     tags = songs[Col.TAGS].map(lambda t: ", ".join(t)).astype("str").fillna("")
@@ -217,7 +218,7 @@ def attributes_of(songs: pd.DataFrame) -> np.ndarray:
         key = genre if field == "genre" else said.str.split(",").str[1].fillna("")
         out[:, f] = pd.util.hash_array((field + ":" + key.str.strip()).to_numpy(dtype=object), categorize=False) % len(words)
         for v, word in reversed(list(enumerate(words))):
-            out[said.str.contains(word, regex=False).to_numpy(), f] = v
+            out[said.str.contains(rf"\b{word}").to_numpy(), f] = v # begins a word: "slow" says nothing of "low"
     return out
 
 # %% ../../nbs/13_data.simulate.ipynb #13e96e55

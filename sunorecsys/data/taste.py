@@ -7,14 +7,14 @@ __all__ = ['VOCABULARY', 'SOUND', 'ATTRIBUTE_WEIGHT', 'PARTS', 'REGIMES', 'Truth
            'draw_places', 'interest_factors', 'parts_of', 'part_variance', 'song_factors', 'draw_listeners',
            'draw_world', 'variance_budget', 'opposite', 'shown_values']
 
-# %% ../../nbs/12b_data.taste.ipynb #d7e1221f
+# %% ../../nbs/12b_data.taste.ipynb #d4b2a59f
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr
+from scipy.special import log_ndtr, ndtr
 
 from .synthesis import FIELDS, SAMPLE
 
@@ -96,13 +96,14 @@ def _values(creator: np.ndarray, keep: float, rng: np.random.Generator) -> np.nd
         out[:, f] = np.where(rng.random(len(creator)) < keep, habit[creator], own)
     return out
 
-# %% ../../nbs/12b_data.taste.ipynb #571d5fef
+# %% ../../nbs/12b_data.taste.ipynb #953d2f36
 def draw_songs(config: WorldConfig, rng: np.random.Generator) -> Truth:
     "Attributes of all songs: `song_creator`, `_values`, `_sound`, `_latent`, `_quality`, `_popularity`, `_created` (µs)."
     n, week = config.n_songs, 7 * 86_400_000_000
     p = 1 / (np.arange(max(1, int(0.4 * n))) + 3.0)
     creator = rng.choice(len(p), n, p=p / p.sum())
     quality = _style(creator, 1, 0.4, rng)[:, 0]
+    popularity = 0.5 * quality + np.sqrt(0.75) * rng.standard_normal(n)
     before = rng.random(n) < config.created_before
     age = np.where(before, np.minimum(rng.exponential(20, n), 100), -rng.uniform(0, config.n_weeks, n))
     return {
@@ -110,7 +111,7 @@ def draw_songs(config: WorldConfig, rng: np.random.Generator) -> Truth:
         "song_sound": ndtr(_style(creator, len(SOUND), 0.3, rng)).astype(np.float32),
         "song_latent": _style(creator, config.n_latent, 0.3, rng).astype(np.float32),
         "song_quality": ndtr(quality).astype(np.float32), # uniform in [0, 1]
-        "song_popularity": (0.5 * quality + np.sqrt(0.75) * rng.standard_normal(n)).astype(np.float32),
+        "song_popularity": (-log_ndtr(-popularity) - 1).astype(np.float32), # exponential: as a factor of play rates, Pareto
         "song_created": config.start_us - (age * week).astype(np.int64)}
 
 # %% ../../nbs/12b_data.taste.ipynb #a3867980

@@ -29,7 +29,7 @@ def mixing_boundary(t: datetime | str, weekly_update_day: int = 0) -> pd.Timesta
         raise ValueError(f"weekly_update_day is {weekly_update_day!r}; it must be 0 (Monday) to 6 (Sunday)")
     return boundary(utc(t) - pd.Timedelta(microseconds=1), weekly_update_day)
 
-# %% ../../nbs/15_data.user_history.ipynb #9945d55e
+# %% ../../nbs/15_data.user_history.ipynb #b8f429ba
 def newest_plays(
     user_idx: np.ndarray, # int32[N]
     item_idx: np.ndarray, # int32[N]
@@ -40,8 +40,9 @@ def newest_plays(
     pair = user_idx[order].astype(np.int64) << 32 | item_idx[order].astype(np.int64)
     by_pair = np.argsort(pair, kind="stable")
     pair = pair[by_pair]
-    rows = order[np.sort(by_pair[np.append(pair[1:] != pair[:-1], True)[:len(pair)]])]
-    return rows[np.argsort(user_idx[rows], kind="stable")]
+    last = np.append(pair[1:] != pair[:-1], True)[:len(pair)]
+    user_then_time = pair[last] >> 32 << 32 | by_pair[last]
+    return order[np.sort(user_then_time) & 0xFFFFFFFF]
 
 # %% ../../nbs/15_data.user_history.ipynb #7aa4ef28
 def mixing_shares(n_new: np.ndarray, n_old: np.ndarray, last_n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +119,7 @@ def import_old_history(path: Path, store: EventStore) -> int:
     store.mark(done, pd.Timestamp.now("UTC"))
     return added
 
-# %% ../../nbs/15_data.user_history.ipynb #ed411992
+# %% ../../nbs/15_data.user_history.ipynb #691b540d
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
     "int32 codes of a column of strings, in the order of the strings."
     encoded = column.combine_chunks().dictionary_encode()
@@ -137,7 +138,7 @@ def last_n_plays(
     columns: Sequence[str] = (Col.USER, Col.SONG, Col.TIME), # which of the log's columns; these three must be among them
 ) -> pd.DataFrame: # by user_id, then from the oldest to the newest
     "The newest play of each song that stands for a listener at `as_of`."
-    table = log_table(log, before=as_of, users=user_ids, columns=columns, positive=True)
+    table = log_table(log, before=as_of, users=user_ids, columns=columns, positive=True, ordered=False)
     t = table[Col.TIME].cast(pa.int64()).fill_null(UNDATED).to_numpy()
     rows = weekly_mix_rows(_codes(table[Col.USER]), _codes(table[Col.SONG]), t, last_n=last_n, as_of=as_of,
                            weekly_update_day=weekly_update_day, use_weekly_mixing=use_weekly_mixing)

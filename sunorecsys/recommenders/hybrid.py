@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'WEIGHTS', 'ABSENT', 'recall', 'ranked', 'best_reasons', 'make_lists', 'compose', 'save_parts',
            'load_parts', 'HybridRecommender', 'trace', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #8820fe04
+# %% ../../nbs/72_recommenders.hybrid.ipynb #5ecd2400
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +17,6 @@ from scipy import sparse
 
 from ..codes import Candidates, History
 from ..config import HistoryConfig, HybridConfig, ItemCFConfig, QualityConfig, UserBasedConfig
-from ..data.splits import training_tables
 from ..schema import Col
 from ..stages import Run
 from ..workspace import read_json, write_json, write_table
@@ -80,8 +79,10 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude_seen: bool)
     parts = np.where(filled[..., None], np.nan, r.contribution)[u, at]
     return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)})
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #8c635bb7
-def compose(model: "HybridRecommender", channels: dict[str, Recommender], quality: QualityFilter, creators: np.ndarray) -> "HybridRecommender":
+# %% ../../nbs/72_recommenders.hybrid.ipynb #7a3bf1ec
+def compose(
+    model: "HybridRecommender", channels: dict[str, Recommender], quality: QualityFilter, creators: np.ndarray
+) -> "HybridRecommender":
     "Put fitted parts into a hybrid; `creators` is int32 per item code, −1 = unknown."
     first = next(iter(channels.values()))
     if len({(m.x.users.hash, m.x.items.hash, m.as_of) for m in channels.values()}) > 1:
@@ -95,7 +96,8 @@ def save_parts(model: "HybridRecommender", folder: Path) -> None:
         m.save(folder / "channels" / name)
     model.quality.save(folder / "quality")
     np.save(folder / "creators.npy", model.creators, allow_pickle=False)
-    write_json(folder / "manifest.json", {"format": 1, "class": "HybridRecommender", "params": model.params(), "channels": list(model.channels)})
+    manifest = {"format": 1, "class": "HybridRecommender", "params": model.params(), "channels": list(model.channels)}
+    write_json(folder / "manifest.json", manifest)
 
 def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommender":
     "Read what `save_parts` wrote."

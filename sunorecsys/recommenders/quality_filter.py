@@ -43,13 +43,13 @@ def shrunk_rate(plays: np.ndarray, engaged: np.ndarray) -> np.ndarray:
     r, m = prior(plays, engaged)
     return (np.minimum(engaged, plays) + m * r) / (plays + m)
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #d616a765
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #3d74bece
 def quality_scores(songs: pd.Series, stats: pd.DataFrame) -> pd.DataFrame:
     "Per song (song_id order kept): plays, rate, score in [0, 1]; a song without counters has 0 plays."
     s = stats.reindex(songs).fillna(0)
     plays, engaged = s[Col.PLAYS].to_numpy(), (s[Col.LIKES] + s[Col.COMMENTS]).to_numpy()
-    rate = shrunk_rate(plays, engaged)
-    score = (pd.Series(rate).rank(method="average").to_numpy() - .5) / max(len(rate), 1)
+    rate, (typical, _) = shrunk_rate(plays, engaged), prior(plays, engaged)
+    score = np.divide(rate, rate + typical, out=np.full(len(rate), .5), where=rate + typical > 0)
     return pd.DataFrame({Col.SONG: songs.to_numpy(), Col.PLAYS: plays, "rate": rate, "score": score})
 
 # %% ../../nbs/50_recommenders.quality_filter.ipynb #55f452f6
@@ -64,9 +64,9 @@ def keep_best(items: np.ndarray, score: np.ndarray, exempt: np.ndarray, threshol
     np.put_along_axis(rank, np.argsort(-spare, axis=1, kind="stable"), np.arange(items.shape[1])[None, :], axis=1)
     return good | (there & ~good & (rank < short))
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #4345b950
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #a386e05b
 class QualityFilter:
-    "Removes songs of low quality; `quality_threshold` is the share of the catalogue below which a song counts as bad."
+    "Removes songs of low quality: .5 is the catalogue's usual engagement, the default threshold of .3 is 3/7 of it."
 
     def __init__(self, quality_threshold: float = .3, min_plays: float = 10.0):
         checked = QualityConfig(quality_threshold=quality_threshold, min_plays=min_plays)

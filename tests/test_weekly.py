@@ -1,0 +1,153 @@
+"""The weekly run as an operator and a user of the package meet it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sunorecsys.notebooks import NotebookError, execute, notebooks_folder
+from sunorecsys.stages import STAGES
+from sunorecsys.testing import fingerprint
+from sunorecsys.weekly import quality_by_week, run_week
+from sunorecsys.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = Path(os.environ.get("SUNORECSYS_REAL_DATA", ROOT.parent / "shared" / "data"))
+CLI = [sys.executable, "-c", "from sunorecsys.cli import main; main()"]
+
+
+def sh(*args: object, **kw: object) -> subprocess.CompletedProcess:
+    return subprocess.run([*CLI, *map(str, args)], capture_output=True, text=True, check=False, **kw)
+
+
+def test_a_week_and_its_backtest(published: Path) -> None:
+    done = run_week(published, week="2026-W12", level="ERROR")
+    lists = pd.read_parquet(done.playlists)
+    known = pd.read_parquet(done.run.folder / "frozen" / "interactions.parquet")
+    assert set(lists["user_id"]) == set(known["user_id"]), "not every listener has a playlist"
+    assert not lists.merge(known[["user_id", "song_id"]].drop_duplicates(), on=["user_id", "song_id"]).size, "something seen was recommended"
+    assert {"list_id", "week", "variant", "policy", "propensity", "channel", "reason_kind", "reason_id", "score_item_cf"} <= set(lists)
+    rows = quality_by_week(published)
+    assert set(rows["model"]) == {"published for 2026-W11"} and rows["value"].between(0, 1).all()
+    metrics = json.loads((done.run.folder / "metrics.json").read_text())
+    models = {r["model"] for r in metrics["rows"] if r["part"] == "validation"}
+    assert {"random", "popularity", "item_cf", "user_based", "hybrid", "informed ceiling", "oracle"} <= models
+    assert metrics["simulated"]["regime"] == "easy" and "two_tower" in metrics["absent"]
+    report = done.report.read_text()
+    assert "Simulated listening" in report and report.count("data:image/png") >= 2
+
+
+def test_current_never_moves_back(published: Path) -> None:
+    new = run_week(published, week="2026-W12", level="ERROR").run.folder
+    old = run_week(published, week="2026-W11", level="ERROR", force=True).run.folder
+    ws = Workspace(published)
+    assert ws.published() == new and ws.published("2026-W11") == old
+
+
+def test_plain_papermill_runs_a_stage_with_parameters(published: Path, tmp_path: Path) -> None:
+    """As the README says: any stage notebook, lessons and all, on a workspace that it is told."""
+    source = notebooks_folder() / "17_data.splits.ipynb"
+    done = execute(source, tmp_path / "out.ipynb", {"workspace": str(published), "week": "2026-W12"}, production=False)
+    assert (published / "runs" / "2026-W12-001" / "stages" / "splits.json").exists()
+    assert any("train" in str(c.get("outputs", "")) for c in done["cells"])
+
+
+def test_unknown_parameter_and_untagged_notebook_are_refused(tmp_path: Path) -> None:
+    source = notebooks_folder() / "41_recommenders.item_cf.ipynb"
+    with pytest.raises(NotebookError, match="no parameter wek"):
+        execute(source, tmp_path / "out.ipynb", {"wek": "2026-W12"})
+    nb = json.loads(source.read_text())
+    for c in nb["cells"]:
+        c["metadata"].pop("tags", None)
+    (tmp_path / "bare.ipynb").write_text(json.dumps(nb))
+    with pytest.raises(NotebookError, match="0 cells are tagged 'parameters'"):
+        execute(tmp_path / "bare.ipynb", tmp_path / "out.ipynb", {"week": "2026-W12"})
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (["weekly", "-w", "{none}"], "sunorecsys sample"),
+    (["weekly", "-w", "{w}", "--week", "2026-W99"], "no such week"),
+    (["weekly", "-w", "{w}", "--week", "2026-W11", "--as-of", "2026-03-09"], "not both"),
+    (["weekly", "-w", "{w}", "--set", "item_cf.top_k=5"], "did you mean 'item_cf.top_k_per_seed'"),
+    (["weekly", "-w", "{w}", "--week", "2020-W01"], "no event in the log before 2019-12-30"),
+    (["recommend", "-w", "{w}"], "--user or --songs"),
+    (["recommend", "-w", "{w}", "--songs", "nope"], "none of the seed songs"),
+    (["recommend", "-w", "{w}", "--user", "u000001", "--week", "2020-W01"], "no published week 2020-W01"),
+    (["ingest", "nope", "{none}", "-w", "{w}"], "no source 'nope'"),
+])
+def test_errors_are_one_sentence(published_template: Path, tmp_path: Path, args: list[str], says: str) -> None:
+    done = sh(*[a.format(w=published_template, none=tmp_path / "nothing") for a in args])
+    assert done.returncode in (1, 2) and says in re.sub(r"\s+", " ", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_formats_and_strangers(published_template: Path) -> None:
+    m3u = sh("recommend", "-w", published_template, "--user", "u000001", "-n", 3, "--format", "m3u").stdout
+    assert m3u.startswith("#EXTM3U") and m3u.count("#EXTINF") == 3
+    rows = json.loads(sh("recommend", "-w", published_template, "--user", "u000001", "-n", 12, "--format", "json").stdout)
+    assert [r["rank"] for r in rows] == list(range(1, 13))  # more than the ten that were published
+    stranger = sh("recommend", "-w", published_template, "--user", "nobody", "-n", 3, "--explain")
+    assert "nobody called 'nobody'" in stranger.stderr and "we do not know you" in stranger.stdout
+    trace = sh("recommend", "-w", published_template, "--user", "u000001", "--trace").stdout
+    assert "recall: union" in trace and "not part of this list" in trace and "quality threshold" in trace
+
+
+def test_help_of_every_command() -> None:
+    listed = sh("--help").stdout
+    for command in ("sample", "ingest", "weekly", "replay", "recommend", "status"):
+        assert command in listed and "--help" in sh(command, "--help").stdout
+
+
+def test_same_seed_same_playlists(micro: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(micro, tmp_path / "again", symlinks=True))
+    a, b = (run_week(root, level="ERROR") for root in (micro, other))
+    assert fingerprint(pd.read_parquet(a.playlists)) == fingerprint(pd.read_parquet(b.playlists))
+
+
+@pytest.mark.skipif(not (REAL / "lastfm-2k").exists(), reason="real data are not here")
+def test_every_listener_of_lastfm_gets_thirty_artists(tmp_path: Path) -> None:
+    w = tmp_path / "w"
+    assert sh("ingest", "lastfm-2k", REAL / "lastfm-2k", "-w", w).returncode == 0
+    assert sh("weekly", "-w", w, "--log-level", "ERROR", "--set", "user_based.n_iterations=4").returncode == 0
+    run = Workspace(w).published()
+    lists = pd.read_parquet(run / "playlists.parquet")
+    assert lists["user_id"].nunique() == 1892 and (lists.groupby("user_id").size() == 30).all()
+    titles = pd.read_parquet(run / "frozen" / "songs.parquet").set_index("song_id")["title"]
+    assert titles.reindex(lists["song_id"]).notna().all()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["split"]["protocol"] == "per_listener" and metrics["simulated"] is None
+    assert "undated plays" in (run / "report.html").read_text()
+
+
+@pytest.mark.skipif(not (REAL / "suno").exists(), reason="real data are not here")
+def test_real_songs_with_simulated_listeners(tmp_path: Path) -> None:
+    w = tmp_path / "w"
+    assert sh("ingest", "suno", REAL / "suno" / "songs.json", "-w", w, "--simulate-listeners", 100).returncode == 0
+    assert sh("weekly", "-w", w, "--log-level", "ERROR").returncode == 0
+    run = Workspace(w).published()
+    lists = pd.read_parquet(run / "playlists.parquet")
+    assert (lists.groupby("user_id").size() == 30).all() and lists["user_id"].nunique() > 90
+    assert "Simulated listening" in (run / "report.html").read_text()
+
+
+def test_an_installed_wheel_runs_a_week_outside_the_clone(micro: Path, tmp_path: Path) -> None:
+    """The wheel is built, unpacked somewhere else and used from an unrelated folder: notebooks travel with it."""
+    built = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "dist"),
+                            str(ROOT)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-2000:]
+    site = tmp_path / "site"
+    zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))).extractall(site)
+    env = os.environ | {"PYTHONPATH": str(site)}
+    where = subprocess.run([sys.executable, "-c", "import sunorecsys.notebooks as n; print(n.notebooks_folder())"],
+                           capture_output=True, text=True, cwd=tmp_path, env=env, check=True).stdout.strip()
+    assert where == str(site / "sunorecsys" / "_nbs")
+    done = sh("weekly", "-w", micro, "--log-level", "ERROR", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert Workspace(micro).published() and all((Workspace(micro).published() / "stages" / f"{s}.json").exists() for s in STAGES)
