@@ -167,7 +167,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #e6d7a839
+# %% ../nbs/92_cli.ipynb #e6fe6cdf
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -178,8 +178,9 @@ class Format(StrEnum):
 def sentence(row: Any, titles: pd.Series) -> str:
     "A reason in words."
     name = titles.get(row.reason_id, row.reason_id)
-    return {"seed": f"because you played {name} ({row.reason_weight:.0%})", "listener": f"{row.reason_id}, who listens like you, plays it",
-            "cold_start": "popular; we do not know you yet", "popular": "popular this month"}.get(row.reason_kind, row.reason_kind)
+    words = {"seed": f"because you played {name} ({row.reason_weight:.0%})", "listener": f"{row.reason_id}, who listens like you, plays it",
+             "factors": "fits your taste as a whole", "popular": "popular this month", "cold_start": "popular; we do not know you yet"}
+    return words[row.reason_kind]
 
 def render(lists: pd.DataFrame, songs: pd.DataFrame, how: Format, explain: bool) -> str:
     "A playlist as text in one of the formats; `songs` is indexed by song_id."

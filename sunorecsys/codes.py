@@ -188,14 +188,12 @@ class Candidates:
         filled = (self.item_idx >= 0).mean() if self.item_idx.size else 0
         return f"Candidates({users:,} users × {k}, {filled:.0%} filled, channels {', '.join(self.channels)})"
 
-# %% ../nbs/05_codes.ipynb #dab388c8
+# %% ../nbs/05_codes.ipynb #45964fff
 def lookup(matrix: sparse.csr_matrix, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     "Entries of a CSR matrix at the broadcast (row, column) pairs; 0 where absent or an index is negative."
-    matrix.sort_indices()
-    rows, cols = np.broadcast_arrays(np.asarray(rows, np.int64), np.asarray(cols, np.int64))
-    keys = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr)) * matrix.shape[1] + matrix.indices
-    want = rows * matrix.shape[1] + cols
-    at = np.searchsorted(keys, want)
-    hit = (rows >= 0) & (cols >= 0) & (at < len(keys))
-    hit &= keys[np.clip(at, 0, max(len(keys) - 1, 0))] == want if len(keys) else False
-    return np.where(hit, matrix.data[np.clip(at, 0, max(len(keys) - 1, 0))] if len(keys) else 0, 0).astype(matrix.dtype)
+    rows, cols = np.broadcast_arrays(rows, cols)
+    out = np.zeros(rows.shape, matrix.dtype)
+    ok = (rows >= 0) & (cols >= 0)
+    if ok.any():
+        out[ok] = np.asarray(matrix[rows[ok], cols[ok]]).ravel()
+    return out

@@ -33,7 +33,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #04e0ff85
+# %% ../nbs/01_config.ipynb #f6103415
 class ItemCFConfig(_Component):
     "Item-to-item collaborative filtering (`recommenders.item_cf`)."
     top_k_per_seed: int = Setting(100, ge=1, description="neighbours kept per song")
@@ -41,9 +41,9 @@ class ItemCFConfig(_Component):
 
 class UserBasedConfig(_Component):
     "ALS (`recommenders.user_based`)."
-    n_factors: int = Setting(64, ge=1)
-    regularization: float = Setting(1.0, gt=0)
-    alpha: float = Setting(2.0, gt=0, description="confidence = 1 + alpha · strength")
+    n_factors: int = Setting(32, ge=1)
+    regularization: float = Setting(10.0, gt=0)
+    alpha: float = Setting(1.0, gt=0, description="confidence = 1 + alpha · strength")
     n_iterations: int = Setting(16, ge=1)
 
 class QualityConfig(_Component):

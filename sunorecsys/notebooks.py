@@ -77,20 +77,29 @@ def production_copy(nb: Mapping[str, Any], name: str) -> dict[str, Any]:
     kept = [c for c in nb["cells"] if c["cell_type"] == "markdown" or {"parameters", "week"} & set(tags(c))]
     return {**nb, "cells": [bare(c) for c in kept]}
 
-# %% ../nbs/03_notebooks.ipynb #25502cb4
+# %% ../nbs/03_notebooks.ipynb #bfba2ee6
 INHERITED = "SUNORECSYS_INHERIT_FDS"  # environment variable: descriptors that kernels inherit, the workspace's lock among them
 
 class InheritingKernelManager(AsyncKernelManager):
     "Starts kernels that inherit the file descriptors named in the environment and talk over local sockets instead of TCP."
 
     def __init__(self, **kw: Any):
-        super().__init__(**{"transport": "ipc"} | kw)
+        # a folder of its own: by default the sockets of all kernels lie in the working directory under the same names
+        self._sockets = tempfile.TemporaryDirectory(prefix="sunorecsys-")
+        super().__init__(**{"transport": "ipc", "ip": f"{self._sockets.name}/kernel"} | kw)
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         fds = tuple(int(fd) for fd in os.environ.get(INHERITED, "").split(",") if fd)
         await super()._async_launch_kernel(kernel_cmd, pass_fds=fds, **kw)
 
     _launch_kernel = _async_launch_kernel  # the name that the base class calls
+
+    async def _async_cleanup_resources(self, restart: bool = False) -> None:
+        await super()._async_cleanup_resources(restart)
+        if not restart:
+            self._sockets.cleanup()
+
+    cleanup_resources = _async_cleanup_resources
 
 # %% ../nbs/03_notebooks.ipynb #59998fc4
 def execute(
@@ -120,13 +129,15 @@ def execute(
         ready.unlink(missing_ok=True)
     return read_notebook(target)
 
-# %% ../nbs/03_notebooks.ipynb #c926c2ee
+# %% ../nbs/03_notebooks.ipynb #b97f3243
 def as_html(notebook: Path, target: Path, title: str) -> None:
     "Write an executed notebook as one self-contained HTML page without its code."
     import nbformat
     from nbconvert import HTMLExporter
     nb = nbformat.read(notebook, as_version=4)
     nb.metadata["title"] = title
+    for c in code_cells(nb):
+        c["outputs"] = [o for o in c["outputs"] if o.get("name") != "stderr"]  # warnings of libraries stay in the notebook
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
     body, _ = exporter.from_notebook_node(nb)
     with atomic(target) as tmp:

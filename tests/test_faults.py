@@ -121,17 +121,18 @@ def test_disk_full_while_publishing(published: Path, monkeypatch: pytest.MonkeyP
     assert done.skipped == tuple(STAGES) and ws.published(WEEK) == done.run.folder
 
 
-def test_disk_full_in_a_stage(published: Path) -> None:
+def test_disk_full_in_a_stage(micro: Path) -> None:
     """Files may not grow beyond 20 kB: a stage fails, says which and where, and nothing is published."""
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = subprocess.run([*CLI, "weekly", "-w", str(published), "--week", WEEK], capture_output=True, text=True, preexec_fn=limit, check=False)
+    done = subprocess.run([*CLI, "weekly", "-w", str(micro), "--week", WEEK],
+                          capture_output=True, text=True, preexec_fn=limit, check=False)
     assert done.returncode in (1, 2) and "File too large" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
-    assert Workspace(published).published(WEEK) is None
-    assert run_week(published, week=WEEK, level="ERROR").run.week == WEEK
+    assert Workspace(micro).published(WEEK) is None
+    assert run_week(micro, week=WEEK, level="ERROR").run.week == WEEK
 
 
 def test_a_failing_stage_is_named_and_resumed(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,8 @@ def test_the_future_changes_nothing(micro: Path, tmp_path: Path) -> None:
     as_of = pd.Timestamp("2026-03-02", tz="UTC")
     other = Path(shutil.copytree(micro, tmp_path / "other", symlinks=True))
     ws = Workspace(other)
-    paths = {"songs": ws.songs, "song_stats": ws.song_stats, "interactions": ws.log / "sample.parquet", "impressions": ws.impressions / "sample.parquet"}
+    paths = {"songs": ws.songs, "song_stats": ws.song_stats, "interactions": ws.log / "sample.parquet",
+             "impressions": ws.impressions / "sample.parquet"}
     for how in ("scramble", "multiply"):
         changed = perturb_future({n: pd.read_parquet(p) for n, p in paths.items()}, as_of, how)
         for name, frame in changed.items():

@@ -32,7 +32,8 @@ def test_a_week_and_its_backtest(published: Path) -> None:
     lists = pd.read_parquet(done.playlists)
     known = pd.read_parquet(done.run.folder / "frozen" / "interactions.parquet")
     assert set(lists["user_id"]) == set(known["user_id"]), "not every listener has a playlist"
-    assert not lists.merge(known[["user_id", "song_id"]].drop_duplicates(), on=["user_id", "song_id"]).size, "something seen was recommended"
+    seen = known[["user_id", "song_id"]].drop_duplicates()
+    assert not len(lists.merge(seen, on=["user_id", "song_id"])), "something seen was recommended"
     assert {"list_id", "week", "variant", "policy", "propensity", "channel", "reason_kind", "reason_id", "score_item_cf"} <= set(lists)
     rows = quality_by_week(published)
     assert set(rows["model"]) == {"published for 2026-W11"} and rows["value"].between(0, 1).all()
@@ -139,8 +140,8 @@ def test_real_songs_with_simulated_listeners(tmp_path: Path) -> None:
 
 def test_an_installed_wheel_runs_a_week_outside_the_clone(micro: Path, tmp_path: Path) -> None:
     """The wheel is built, unpacked somewhere else and used from an unrelated folder: notebooks travel with it."""
-    built = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "dist"),
-                            str(ROOT)], capture_output=True, text=True, check=False)
+    built = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+                            "-w", str(tmp_path / "dist"), str(ROOT)], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-2000:]
     site = tmp_path / "site"
     zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))).extractall(site)

@@ -5,20 +5,16 @@
 # %% auto #0
 __all__ = ['VETO', 'PAIRS', 'shrunk_columns', 'neighbours', 'voters', 'votes', 'strongest_seed', 'ItemCF']
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #e2ef7b83
-import warnings
+# %% ../../nbs/41_recommenders.item_cf.ipynb #f9a04102
 from typing import Any
 
 import numpy as np
+from implicit.nearest_neighbours import all_pairs_knn
 from scipy import sparse
 
 from ..codes import History, lookup, top_k_sparse
 from ..config import HistoryConfig
 from .base import Reasons, Recommender
-
-with warnings.catch_warnings():  # inside a notebook implicit's tqdm asks for widgets, which nobody here uses
-    warnings.simplefilter("ignore")
-    from implicit.nearest_neighbours import all_pairs_knn
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #4fbdf76b
 def shrunk_columns(

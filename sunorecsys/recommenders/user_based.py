@@ -6,13 +6,13 @@
 __all__ = ['BLOCK', 'PAIRS', 'N_LIKE', 'confidence', 'als', 'fit_factors', 'fold_in', 'short_list', 'best_products', 'unit',
            'leave_out', 'who_has_it', 'listener_vectors', 'UserBased']
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #695a93eb
+# %% ../../nbs/42_recommenders.user_based.ipynb #b0165254
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from implicit.cpu.als import AlternatingLeastSquares
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
@@ -20,10 +20,6 @@ from ..codes import History, lookup, top_k
 from ..config import HistoryConfig
 from .base import Reasons, Recommender, stored_seeds
 from .listening import Listening
-
-with warnings.catch_warnings():  # inside a notebook implicit's tqdm asks for widgets, which nobody here uses
-    warnings.simplefilter("ignore")
-    from implicit.cpu.als import AlternatingLeastSquares
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #35d61eff
 def confidence(
@@ -160,14 +156,14 @@ def listener_vectors(model: AlternatingLeastSquares, x: Listening, users: np.nda
     vectors[fresh] = fold_in(model, confidence(given[fresh], alpha))
     return vectors
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #3fd0cd64
+# %% ../../nbs/42_recommenders.user_based.ipynb #50e8d16a
 class UserBased(Recommender):
     "Alternating least squares (iALS); reasons are similar listeners."
     channel = "user_based"
     model: AlternatingLeastSquares
     recent: sparse.csr_matrix # (users, items): the last played songs
 
-    def __init__(self, n_factors: int = 64, regularization: float = 1.0, alpha: float = 2.0, n_iterations: int = 16, *,
+    def __init__(self, n_factors: int = 32, regularization: float = 10.0, alpha: float = 1.0, n_iterations: int = 16, *,
                  history: HistoryConfig | None = None, random_state: int = 0):
         super().__init__(history=history, random_state=random_state)
         self.n_factors, self.regularization, self.alpha, self.n_iterations = n_factors, regularization, alpha, n_iterations
