@@ -7,7 +7,7 @@ __all__ = ['app', 'err', 'WRONG_INPUT', 'WorkspaceOption', 'SetOption', 'DEFAULT
            'ingest_command', 'weekly', 'replay_command', 'status', 'Format', 'sentence', 'render', 'print_trace',
            'recommend']
 
-# %% ../nbs/92_cli.ipynb #b60cfb1d
+# %% ../nbs/92_cli.ipynb #f28eea1a
 import json
 import sys
 from enum import StrEnum
@@ -25,16 +25,17 @@ from .data.log import LogError
 from .data.sample import add_simulated_listeners, make_sample
 from .data.sources import SOURCES, ingest, parse_mapping
 from .data.tables import SourceError
+from .evaluation.report import quality_by_week, save_weeks
 from .notebooks import NotebookError
 from .recommenders.hybrid import HybridRecommender, trace
 from .schema import Col, TableError
-from .weekly import StageFailed, needed, plot_weeks, quality_by_week, replay, run_forever, run_week
+from .weekly import StageFailed, needed, replay, run_forever, run_week
 from .workspace import Locked, Workspace, lock_holder, read_json
 
-# %% ../nbs/92_cli.ipynb #f3f2691f
+# %% ../nbs/92_cli.ipynb #90bae2bb
 app = typer.Typer(help="Weekly playlists for every listener of an AI-music platform.", no_args_is_help=True, add_completion=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, force_jupyter=False)
 WRONG_INPUT = (ConfigError, TableError, SourceError, NotebookError, LogError, Locked, OSError, ValueError, KeyError)
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="The workspace's folder.", envvar="SUNORECSYS_WORKSPACE")]
 SetOption = Annotated[list[str], typer.Option("--set", help="A setting, as item_cf.top_k_per_seed=50; may be repeated.")]
@@ -113,7 +114,7 @@ def ingest_command(
     if simulate:
         print(add_simulated_listeners(workspace, simulate, seed))
 
-# %% ../nbs/92_cli.ipynb #4dd2afa6
+# %% ../nbs/92_cli.ipynb #0c897c1a
 @app.command()
 def weekly(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
@@ -145,10 +146,10 @@ def replay_command(
 ) -> None:
     "Run the last weeks one after another and plot the quality of the published lists."
     replay(workspace, weeks, settings=settings)
-    table = quality_by_week(workspace)
-    ndcg = table[(table["metric"] == "NDCG") & (table["k"] == 30)]
-    print(ndcg[["model", "value", "low", "high", "n_listeners"]].round(4).to_string(index=False))
-    print(f"plot: {plot_weeks(table, Workspace(workspace).root / 'quality_by_week.png')}")
+    ndcg = quality_by_week(workspace, "NDCG", 30)
+    print("NDCG@30 by week, each list scored on what was played in its week:")
+    print(ndcg.pivot_table(index="scored", columns="model", values="value", sort=False).round(3).to_string())
+    print(f"plot: {save_weeks(ndcg, Workspace(workspace).root / 'quality_by_week.png')}")
 
 # %% ../nbs/92_cli.ipynb #442b9c19
 @app.command()
@@ -167,7 +168,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #e6fe6cdf
+# %% ../nbs/92_cli.ipynb #3600c200
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -200,7 +201,7 @@ def render(lists: pd.DataFrame, songs: pd.DataFrame, how: Format, explain: bool)
     for r in rows.itertuples():
         t.add_row(str(r.rank), str(r.title), "" if pd.isna(r.creator_id) else str(r.creator_id), r.channel,
                   *([sentence(r, songs[Col.TITLE])] if explain else []))
-    console = Console(width=120, highlight=False)
+    console = Console(width=120, highlight=False, force_jupyter=False)
     with console.capture() as c:
         console.print(t)
     return c.get().rstrip()

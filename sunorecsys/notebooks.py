@@ -129,13 +129,15 @@ def execute(
         ready.unlink(missing_ok=True)
     return read_notebook(target)
 
-# %% ../nbs/03_notebooks.ipynb #b97f3243
+# %% ../nbs/03_notebooks.ipynb #4e58e05c
 def as_html(notebook: Path, target: Path, title: str) -> None:
-    "Write an executed notebook as one self-contained HTML page without its code."
+    "Write an executed stage as one self-contained HTML page: its first cell, and all from the heading of the first week cell on."
     import nbformat
     from nbconvert import HTMLExporter
     nb = nbformat.read(notebook, as_version=4)
     nb.metadata["title"] = title
+    first = next((i for i, c in enumerate(nb.cells) if "week" in tags(c)), 0)
+    nb.cells = nb.cells[:min(first, 1)] + nb.cells[max(first - 1, 1):]
     for c in code_cells(nb):
         c["outputs"] = [o for o in c["outputs"] if o.get("name") != "stderr"]  # warnings of libraries stay in the notebook
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
@@ -143,7 +145,7 @@ def as_html(notebook: Path, target: Path, title: str) -> None:
     with atomic(target) as tmp:
         tmp.write_text(body, encoding="utf-8")
 
-# %% ../nbs/03_notebooks.ipynb #27354d25
+# %% ../nbs/03_notebooks.ipynb #798488e9
 NOISE = [(re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""), (re.compile(r"0x[0-9a-f]{8,}"), "0x…"),
          (re.compile(re.escape(tempfile.gettempdir()) + r"/[\w./-]+"), "tmp")]
 
@@ -170,23 +172,25 @@ def renew(path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, as_version=4)
-    NotebookClient(nb, kernel_name="python3", timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(nb, kernel_name="python3", timeout=600, resources={"metadata": {"path": str(path.parent)}},
+                   kernel_manager_class=InheritingKernelManager).execute()
     write_notebook(path, store_outputs(nb, path.resolve().parent.parent))
 
-# %% ../nbs/03_notebooks.ipynb #8007e343
+# %% ../nbs/03_notebooks.ipynb #07c3e94a
 def as_readme(index: Path, target: Path) -> None:
     "Write a notebook as Markdown; hidden cells are left out, pictures go to `<index>_files`."
     import nbformat
     from nbconvert import MarkdownExporter
     nb = nbformat.read(index, as_version=4)
     nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
+    nb.metadata["language_info"] = {"name": "python"}
     for c in nb.cells:
         c.source = re.sub(r"^#\| *\w+.*\n", "", c.source) if c.cell_type == "code" else c.source
-    files = index.with_name(f"{index.stem}_files")
+    files = index.resolve().with_name(f"{index.stem}_files")
     body, resources = MarkdownExporter().from_notebook_node(nb)
     for name, data in resources.get("outputs", {}).items():
         files.mkdir(exist_ok=True)
         (files / name).write_bytes(data)
         body = body.replace(f"]({name})", f"]({files.relative_to(target.resolve().parent).as_posix()}/{name})")
     with atomic(target) as tmp:
-        tmp.write_text(re.sub(r"\n{3,}", "\n\n", body).strip() + "\n", encoding="utf-8")
+        tmp.write_text(re.sub(r"\n{3,}", "\n\n", re.sub(r"<style.*?</style>\n", "", body, flags=re.S)).strip() + "\n", encoding="utf-8")

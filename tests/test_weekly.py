@@ -12,10 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sunorecsys.evaluation.report import quality_by_week
 from sunorecsys.notebooks import NotebookError, execute, notebooks_folder
 from sunorecsys.stages import STAGES
 from sunorecsys.testing import fingerprint
-from sunorecsys.weekly import quality_by_week, run_week
+from sunorecsys.weekly import run_week
 from sunorecsys.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,8 @@ def test_a_week_and_its_backtest(published: Path) -> None:
     assert not len(lists.merge(seen, on=["user_id", "song_id"])), "something seen was recommended"
     assert {"list_id", "week", "variant", "policy", "propensity", "channel", "reason_kind", "reason_id", "score_item_cf"} <= set(lists)
     rows = quality_by_week(published)
-    assert set(rows["model"]) == {"published for 2026-W11"} and rows["value"].between(0, 1).all()
+    mine = rows[rows["model"] == "published"]
+    assert mine["scored"].tolist() == ["2026-W11"] and mine["part"].tolist() == ["backtest"] and mine["value"].between(0, 1).all()
     metrics = json.loads((done.run.folder / "metrics.json").read_text())
     models = {r["model"] for r in metrics["rows"] if r["part"] == "validation"}
     assert {"random", "popularity", "item_cf", "user_based", "hybrid", "informed ceiling", "oracle"} <= models

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['as_block', 'simulated_yardsticks', 'after_each_stage', 'validation', 'backtest', 'exposure', 'write_metrics',
-           'report_week', 'headline']
+           'report_week', 'headline', 'one_list', 'quality_by_week', 'plot_weeks', 'save_weeks']
 
-# %% ../../nbs/80_evaluation.report.ipynb #21aeb2ba
+# %% ../../nbs/80_evaluation.report.ipynb #d583e514
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..codes import IdMap, top_k
 from ..data.simulate import load_truth
@@ -21,7 +23,7 @@ from ..recommenders.base import with_yardsticks
 from ..recommenders.hybrid import ABSENT, HybridRecommender, compose
 from ..schema import Col
 from ..stages import Run
-from ..workspace import WEEK, logger, read_json, week_name, write_json
+from ..workspace import WEEK, Workspace, atomic, logger, read_json, week_name, write_json
 from .ceiling import informed_ceiling, oracle_scores
 from .metrics import coverage, gini
 from .protocol import KS, Question, ask_for_new, score_lists
@@ -135,3 +137,56 @@ def headline(facts: dict[str, Any], table: pd.DataFrame) -> str:
              f"NDCG@{max(table['k'])} on validation ({protocol}; {int(t['n_listeners'].max()):,} listeners with something to find, "
              f"{int(t['n_without'].max()):,} without): " + ", ".join(f"{n} **{v}**" for n, v in said.items()) + "."]
     return "\n\n".join(line for line in lines if line)
+
+# %% ../../nbs/80_evaluation.report.ipynb #f678e7f4
+def one_list(this: Run, n: int = 15) -> pd.DataFrame:
+    "The first songs of the playlist of a typically active listener, with titles and reasons."
+    lists = pd.read_parquet(this.folder / "playlists.parquet")
+    plays = pd.read_parquet(this.folder / "frozen" / "interactions.parquet", columns=[Col.USER])[Col.USER].value_counts()
+    user = sorted(plays.index, key=lambda u: (plays[u], u))[len(plays) // 2]
+    titles = pd.read_parquet(this.folder / "frozen" / "songs.parquet").set_index(Col.SONG)[Col.TITLE]
+    mine = lists[(lists[Col.USER] == user) & (lists[Col.RANK] <= n)]
+    named = titles.reindex(mine[Col.REASON_ID]).fillna(mine[Col.REASON_ID].set_axis(mine[Col.REASON_ID])).to_numpy()
+    out = pd.DataFrame({"listener": user, Col.RANK: mine[Col.RANK], Col.TITLE: titles.reindex(mine[Col.SONG]).to_numpy(),
+                        Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND], "reason": named})
+    return out.set_index(["listener", Col.RANK])
+
+# %% ../../nbs/80_evaluation.report.ipynb #6e0ed726
+def quality_by_week(workspace: Workspace | Path | str, metric: str = "NDCG", k: int = 30, also: Run | None = None) -> pd.DataFrame:
+    "One metric from all published reports (and a run): scored (the week), model (`published`: what listeners got), value, low, high."
+    ws = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    reports = {link.name: link for link in ws.weeks.glob("*")} | ({also.week: also.folder} if also else {})
+    frames = []
+    for _, folder in sorted(reports.items()):
+        m = read_json(folder / "metrics.json")
+        if m["split"]["protocol"] == "time":
+            frames.append(pd.DataFrame(m["rows"]).assign(scored=week_name(pd.Timestamp(m["as_of"]) - WEEK)))
+    if not frames:
+        return pd.DataFrame(columns=["scored", "model", "part", "value", "low", "high"])
+    t = pd.concat(frames, ignore_index=True)
+    t["model"] = t["model"].where(t["part"] == "validation", "published")
+    return t[(t["metric"] == metric) & (t["k"] == k) & t["value"].notna()].reset_index(drop=True)
+
+def plot_weeks(table: pd.DataFrame, ax: Axes) -> Axes:
+    "Lines by week with intervals for the published list; `after …` stages are left out."
+    table = table[~table["model"].str.startswith("after ")]
+    weeks = list(dict.fromkeys(table["scored"]))
+    for model, t in table.groupby("model", sort=False):
+        at, mine = [weeks.index(w) for w in t["scored"]], model == "published"
+        ax.plot(at, t["value"], "o-", color="black" if mine else None, lw=2 if mine else 1, ms=4, alpha=1 if mine else .7, label=model)
+        if mine:
+            ax.fill_between(at, t["low"], t["high"], color="black", alpha=.15, lw=0)
+    ax.set(xticks=range(len(weeks)), xticklabels=weeks, ylim=(0, None), ylabel=f"{table['metric'].iloc[0]}@{table['k'].iloc[0]}",
+           title="What each week's lists were worth")
+    ax.tick_params(axis="x", rotation=45)
+    ax.legend(fontsize=7, ncols=2)
+    ax.grid(alpha=.3)
+    return ax
+
+def save_weeks(table: pd.DataFrame, target: Path) -> Path:
+    "`plot_weeks` as a PNG; returns its path."
+    fig = Figure(figsize=(9, 4), layout="constrained")
+    plot_weeks(table, fig.subplots())
+    with atomic(target) as tmp:
+        fig.savefig(tmp, format="png", dpi=120)
+    return target
