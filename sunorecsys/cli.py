@@ -7,7 +7,8 @@ __all__ = ['app', 'err', 'WRONG_INPUT', 'WorkspaceOption', 'SetOption', 'DEFAULT
            'ingest_command', 'weekly', 'replay_command', 'status', 'Format', 'sentence', 'render', 'print_trace',
            'recommend']
 
-# %% ../nbs/92_cli.ipynb #f28eea1a
+# %% ../nbs/92_cli.ipynb #3457bf73
+import contextlib
 import json
 import sys
 from enum import StrEnum
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -30,13 +32,13 @@ from .notebooks import NotebookError
 from .recommenders.hybrid import HybridRecommender, trace
 from .schema import Col, TableError
 from .weekly import StageFailed, needed, replay, run_forever, run_week
-from .workspace import Locked, Workspace, lock_holder, read_json
+from .workspace import Locked, Workspace, lock_holder, read_json, week_start
 
-# %% ../nbs/92_cli.ipynb #90bae2bb
+# %% ../nbs/92_cli.ipynb #d23c34ca
 app = typer.Typer(help="Weekly playlists for every listener of an AI-music platform.", no_args_is_help=True, add_completion=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 err = Console(stderr=True, highlight=False, force_jupyter=False)
-WRONG_INPUT = (ConfigError, TableError, SourceError, NotebookError, LogError, Locked, OSError, ValueError, KeyError)
+WRONG_INPUT = (ConfigError, TableError, SourceError, NotebookError, LogError, Locked, OSError, ValueError)
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="The workspace's folder.", envvar="SUNORECSYS_WORKSPACE")]
 SetOption = Annotated[list[str], typer.Option("--set", help="A setting, as item_cf.top_k_per_seed=50; may be repeated.")]
 DEFAULT_WORKSPACE = Path("data/sample")
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     except WRONG_INPUT as e:
         if "--debug" in args:
             raise
-        err.print(f"error: {e.args[0] if isinstance(e, KeyError) and e.args else e}", style="red", markup=False, soft_wrap=True)
+        err.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         err.print("interrupted; finished stages are kept, run the same command again to resume")
@@ -114,7 +116,7 @@ def ingest_command(
     if simulate:
         print(add_simulated_listeners(workspace, simulate, seed))
 
-# %% ../nbs/92_cli.ipynb #0c897c1a
+# %% ../nbs/92_cli.ipynb #774cd47d
 @app.command()
 def weekly(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
@@ -128,6 +130,8 @@ def weekly(
 ) -> None:
     "Make this week's playlists and report. Example for cron: '0 * * * * sunorecsys weekly -w W --if-needed'."
     if forever:
+        if week or as_of or force or if_needed:
+            raise ValueError("--forever makes the week that is due; it goes with --set only")
         run_forever(workspace, settings=settings)
     if if_needed and not force and needed(workspace, week=week, as_of=as_of, settings=settings) is None:
         print("published already; nothing to do")
@@ -136,7 +140,7 @@ def weekly(
     lists = pd.read_parquet(done.playlists, columns=[Col.USER])
     print(f"{done.run.week}: {len(lists):,} songs for {lists[Col.USER].nunique():,} listeners in {done.seconds:.0f} s")
     print(f"playlists: {done.playlists}\nreport:    {done.report}")
-    print(f"one list:  sunorecsys recommend -w {workspace} --user {lists[Col.USER].iloc[0]}")
+    print(f"one list:  sunorecsys recommend -w {workspace} --user '{lists[Col.USER].min()}'" if len(lists) else "nobody has a list")
 
 @app.command("replay")
 def replay_command(
@@ -151,16 +155,16 @@ def replay_command(
     print(ndcg.pivot_table(index="scored", columns="model", values="value", sort=False).round(3).to_string())
     print(f"plot: {save_weeks(ndcg, Workspace(workspace).root / 'quality_by_week.png')}")
 
-# %% ../nbs/92_cli.ipynb #442b9c19
+# %% ../nbs/92_cli.ipynb #226ab8d0
 @app.command()
 def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     "What is published, what is unfinished, and who is at work."
     ws = Workspace(workspace).check()
     current = ws.published()
     print(f"workspace {ws.root}\npublished: {current.name if current else 'nothing yet; run: sunorecsys weekly'}")
-    for link in sorted(ws.weeks.glob("*")):
-        m = read_json(link / "manifest.json")
-        print(f"  {link.name}  {m.get('finished', '-')}  {sum(m.get('seconds', {}).values()):.0f} s  {link.resolve().name}")
+    for name, run in ws.published_weeks().items():
+        m = read_json(run / "manifest.json")
+        print(f"  {name}  {m.get('finished', '-')}  {sum(m.get('seconds', {}).values()):.0f} s  {run.name}")
     for run in sorted(ws.runs.glob("*-W*")):
         if (run / "manifest.json").exists() and "finished" not in read_json(run / "manifest.json"):
             done = [p.stem for p in (run / "stages").glob("*.json")]
@@ -168,7 +172,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #3600c200
+# %% ../nbs/92_cli.ipynb #d87d88f2
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -178,14 +182,17 @@ class Format(StrEnum):
 
 def sentence(row: Any, titles: pd.Series) -> str:
     "A reason in words."
-    name = titles.get(row.reason_id, row.reason_id)
+    name = titles.get(row.reason_id)
+    name = row.reason_id if pd.isna(name) else name
     words = {"seed": f"because you played {name} ({row.reason_weight:.0%})", "listener": f"{row.reason_id}, who listens like you, plays it",
-             "factors": "fits your taste as a whole", "popular": "popular this month", "cold_start": "popular; we do not know you yet"}
+             "factors": "fits your taste as a whole", "popular": "popular with many listeners",
+             "cold_start": "popular; we do not know you yet"}
     return words[row.reason_kind]
 
 def render(lists: pd.DataFrame, songs: pd.DataFrame, how: Format, explain: bool) -> str:
     "A playlist as text in one of the formats; `songs` is indexed by song_id."
     rows = lists.join(songs[[c for c in (Col.TITLE, Col.CREATOR, Col.DURATION, Col.AUDIO) if c in songs]], on=Col.SONG)
+    rows[Col.TITLE] = rows[Col.TITLE].fillna(rows[Col.SONG]).str.split().str.join(" ")
     if how == Format.json:
         return rows.to_json(orient="records", force_ascii=False, indent=1)
     if how == Format.m3u:
@@ -199,14 +206,14 @@ def render(lists: pd.DataFrame, songs: pd.DataFrame, how: Format, explain: bool)
         return json.dumps({"playlist": {"title": "Discover Weekly", "track": track}}, ensure_ascii=False, indent=1)
     t = Table("#", "title", "creator", "channel", *(["why"] if explain else []))
     for r in rows.itertuples():
-        t.add_row(str(r.rank), str(r.title), "" if pd.isna(r.creator_id) else str(r.creator_id), r.channel,
-                  *([sentence(r, songs[Col.TITLE])] if explain else []))
+        cells = [str(r.rank), r.title, "" if pd.isna(r.creator_id) else str(r.creator_id), r.channel]
+        t.add_row(*map(escape, [*cells, *([sentence(r, songs[Col.TITLE])] if explain else [])]))
     console = Console(width=120, highlight=False, force_jupyter=False)
     with console.capture() as c:
         console.print(t)
     return c.get().rstrip()
 
-# %% ../nbs/92_cli.ipynb #e53971ef
+# %% ../nbs/92_cli.ipynb #e83a0e75
 def print_trace(t: dict[str, Any], titles: pd.Series) -> None:
     "The stages of one list, for reading."
     named = [str(titles.get(s, s)) for s in t["seeds"]]
@@ -219,14 +226,21 @@ def print_trace(t: dict[str, Any], titles: pd.Series) -> None:
     for what, n in t["counts"].items():
         print(f"{what:<32}{n:>6}")
     print("quality threshold: " + ("off" if t["threshold"] is None else f"{t['threshold']} (0.5 is the catalogue's usual engagement)"))
+    lost = [str(titles.get(s, s)) for s in t["removed"]]
+    print(f"removed by it: {', '.join(lost[:5])}{' …' if len(lost) > 5 else ''}" if lost else "removed by it: nothing")
+    parts = t["playlist"].filter(like="score_").columns
+    print(f"\ncontributions to the score ({' + '.join(c.removeprefix('score_') for c in parts)}):")
+    for r in t["playlist"].head(5).itertuples():
+        print(f"  {titles.get(r.song_id, r.song_id)}: {r.score:.3f} = {' + '.join(f'{getattr(r, c):.3f}' for c in parts)}")
     print("\nnot part of this list:\n" + "\n".join(f"  {k}: {v}" for k, v in t["absent"].items()) + "\n")
 
+# %% ../nbs/92_cli.ipynb #da76f9d3
 @app.command()
 def recommend(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     user: Annotated[str, typer.Option(help="A listener's id.")] = "",
     songs: Annotated[str, typer.Option(help="Song ids separated by commas: a list around these songs.")] = "",
-    n: Annotated[int, typer.Option("-n", min=1, help="Songs.")] = 30,
+    n: Annotated[int, typer.Option("-n", min=1, max=1000, help="Songs.")] = 30,
     explain: Annotated[bool, typer.Option("--explain", help="Say why.")] = False,
     trace_: Annotated[bool, typer.Option("--trace", help="Show what every stage did.")] = False,
     format_: Annotated[Format, typer.Option("--format")] = Format.table,
@@ -236,6 +250,8 @@ def recommend(
     if bool(user) == bool(songs):
         raise ValueError("give --user or --songs")
     ws = Workspace(workspace).check()
+    if week:
+        week_start(week)  # refuses what is no week
     run = ws.published(week or None)
     if run is None:
         raise FileNotFoundError(f"no published week {week}; make one with 'sunorecsys weekly'".replace("  ", " "))
@@ -243,9 +259,18 @@ def recommend(
     lists = pd.read_parquet(run / "playlists.parquet", filters=[(Col.USER, "==", user)]) if user else pd.DataFrame()
     if trace_ or len(lists) < n:  # songs, an unknown listener, or more than was published: ask the model that made the week
         model = HybridRecommender.load(run / "models" / "hybrid" / "final")
-        if trace_ and user:
-            print_trace(trace(model, user, n), catalogue[Col.TITLE])
-        lists = model.recommend(user_id=user or None, song_ids=[s.strip() for s in songs.split(",")] if songs else None, n=n)
-        if user and (lists[Col.REASON_KIND] == "cold_start").all():
-            err.print(f"nobody called {user!r} was known when this week was made; these are popular songs")
+        who = {"user_id": user or None, "song_ids": [s.strip() for s in songs.split(",")] if songs else None}
+        if trace_:
+            with contextlib.redirect_stdout(sys.stderr):  # the playlist alone goes to stdout
+                print_trace(trace(model, n=n, **who), catalogue[Col.TITLE])
+        lists = model.recommend(n=n, **who)
+        if user and user not in model.x.users.ids:
+            err.print(f"nobody called {user!r} was known when this week was made; these are popular songs", markup=False)
+        unknown = [s for s in who["song_ids"] or [] if s not in model.x.items.ids]
+        if unknown:
+            err.print(f"not in the catalogue and left out: {', '.join(unknown)}", markup=False)
+        if not len(lists):
+            err.print("there is no song left that was not played before")
+    there = catalogue[Col.AUDIO].notna() & ~catalogue[Col.AUDIO].str.contains("://", na=False)
+    catalogue[Col.AUDIO] = catalogue[Col.AUDIO].where(~there, str(ws.root) + "/" + catalogue[Col.AUDIO].astype("str"))
     print(render(lists[lists[Col.RANK] <= n], catalogue, format_, explain or trace_))

@@ -6,20 +6,20 @@
 __all__ = ['HistoryConfig', 'SplitsConfig', 'ItemCFConfig', 'UserBasedConfig', 'QualityConfig', 'HybridConfig', 'Config',
            'ConfigError', 'load_config']
 
-# %% ../nbs/01_config.ipynb #d529b9ca
+# %% ../nbs/01_config.ipynb #fc1dec2a
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic import Field as Setting
 
-# %% ../nbs/01_config.ipynb #35956011
+# %% ../nbs/01_config.ipynb #22585bbc
 class _Component(BaseModel):
     "Settings of one component: typed, bounded, immutable, and closed to unknown keys."
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 class HistoryConfig(_Component):
     "Which plays stand for a listener (`data.user_history`)."
@@ -51,11 +51,11 @@ class QualityConfig(_Component):
     quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
     min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
 
-# %% ../nbs/01_config.ipynb #d22e7790
+# %% ../nbs/01_config.ipynb #783fa6e3
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
-    n: int = Setting(30, ge=1, description="songs per playlist")
-    n_recall: int = Setting(200, ge=1, description="candidates per channel")
+    n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
+    n_recall: int = Setting(200, ge=1, le=10_000, description="candidates per channel")
     item_cf_weight: float = Setting(.30, ge=0)
     user_cf_weight: float = Setting(.30, ge=0)
     two_tower_weight: float = Setting(.40, ge=0)
@@ -64,6 +64,14 @@ class HybridConfig(_Component):
     use_quality_filter: bool = True
     use_music_flamingo: bool = False
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")
+
+    @field_validator("two_tower_weight", "din_weight", "prompt_weight", "use_music_flamingo")
+    @classmethod
+    def _absent(cls, value: float | bool, info: ValidationInfo) -> float | bool:
+        "A setting of a stage that is not in this version may be named, not changed: it would do nothing."
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"{info.field_name} would do nothing: its stage is not in this version")
+        return value
 
 class Config(_Component):
     "All settings of a workspace."
@@ -101,7 +109,7 @@ def _explain(e: ValidationError, where: str) -> str:
             lines.append(f"{'.'.join([*parents, key])} = {err['input']!r}: {err['msg'].lower()}")
     return f"{where}: " + "; ".join(lines)
 
-# %% ../nbs/01_config.ipynb #bc25f62e
+# %% ../nbs/01_config.ipynb #45f8bc63
 def _override(tree: dict[str, Any], assignment: str) -> None:
     "Apply one `a.b=c` to a nested dictionary, in place."
     key, eq, value = assignment.partition("=")
@@ -112,9 +120,12 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {assignment!r}: {part!r} is a value, not a group of settings")
-    tree[leaf] = yaml.safe_load(value)
+    try:
+        tree[leaf] = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as e:
+        raise ConfigError(f"--set {assignment!r}: {value!r} is no value: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/01_config.ipynb #50e38648
+# %% ../nbs/01_config.ipynb #c082e4b2
 def load_config(
     path: Path | None = None, # a YAML file; absent or None means defaults
     overrides: Sequence[str] = (), # `a.b=c`, the later ones winning
@@ -124,7 +135,7 @@ def load_config(
     if path is not None and path.exists():
         try:
             tree = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
+        except (yaml.YAMLError, ValueError) as e:
             raise ConfigError(f"{path.name}: not readable as YAML: {e}") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"{path.name}: expected settings like 'hybrid: {{n: 30}}', found {type(tree).__name__}")
@@ -132,6 +143,6 @@ def load_config(
         _override(tree, assignment)
     where = (path.name if path is not None else "settings") + (" with --set" if overrides else "")
     try:
-        return Config(**tree)
+        return Config.model_validate({str(k): v for k, v in tree.items()})
     except ValidationError as e:
         raise ConfigError(_explain(e, where)) from None

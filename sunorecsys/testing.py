@@ -131,7 +131,7 @@ def _lists(model: Any, tables: Mapping[str, pd.DataFrame]) -> None:
         assert len(mine) == min(5, len(exists - seen)), f"{user} gets a short list"
     assert not got[[Col.SCORE, Col.CHANNEL, Col.REASON_KIND, Col.REASON_WEIGHT]].isna().any().any(), "a score or reason is missing"
 
-# %% ../nbs/06_testing.ipynb #446ee3a5
+# %% ../nbs/06_testing.ipynb #ef653d3d
 def _strangers(model: Any, tables: Mapping[str, pd.DataFrame]) -> None:
     "Unknown listeners are served and told so; a virtual listener never gets the seeds back; fresh history counts as seen."
     stranger = model.recommend("nobody-knows-me", n=5)
@@ -142,7 +142,13 @@ def _strangers(model: Any, tables: Mapping[str, pd.DataFrame]) -> None:
     plays = pd.DataFrame({Col.USER: "nobody-knows-me", Col.SONG: songs, Col.TIME: AS_OF - pd.Timedelta(days=1)})
     assert not set(model.recommend("nobody-knows-me", n=5, history=plays)[Col.SONG]) & set(songs), "fresh history was recommended"
     late = plays.assign(**{Col.TIME: AS_OF + pd.Timedelta(days=1)})
-    assert fingerprint(model.recommend("nobody-knows-me", n=5, history=late)) == fingerprint(stranger), "history at or after as_of counts"
+    cut = model.recommend("nobody-knows-me", n=5, history=late, as_of=AS_OF)
+    assert fingerprint(cut) == fingerprint(stranger), "history at or after an explicit as_of counts"
+    many = model.x.items.ids[:12].tolist()
+    now = AS_OF + pd.Timedelta(days=1)
+    fresh = pd.DataFrame({Col.USER: "nobody-knows-me", Col.SONG: many, Col.TYPE: ["skip"] + ["play"] * 11, Col.TIME: now})
+    got = set(model.recommend("nobody-knows-me", n=5, history=fresh)[Col.SONG])
+    assert not got & set(many), "a song of fresh history was recommended: skipped, or older than the seeds"
 
 def _crowd(model: Any, tables: Mapping[str, pd.DataFrame]) -> None:
     "A listener's list does not depend on who else is asked about."

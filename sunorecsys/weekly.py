@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['StageFailed', 'run_stage', 'WeekResult', 'inherited', 'run_week', 'finish', 'needed', 'run_forever', 'replay']
 
-# %% ../nbs/90_weekly.ipynb #66326c96
+# %% ../nbs/90_weekly.ipynb #74be654e
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ import pandas as pd
 from .config import load_config
 from .data.log import EventStore
 from .notebooks import INHERITED, as_html, execute, notebooks_folder
-from .stages import STAGES, Run, open_run, which_boundary
-from .workspace import Workspace, lock, log_to, logger, publish, read_json, stage_record, week_name, write_json
+from .stages import STAGES, Run, code_hash, open_run, take_over, which_boundary
+from .workspace import Workspace, atomic, is_published, lock, log_to, logger, publish, read_json, stage_record, week_name, write_json
 
-# %% ../nbs/90_weekly.ipynb #bb990532
+# %% ../nbs/90_weekly.ipynb #2d7f9e15
 class StageFailed(RuntimeError):
     "A stage notebook raised; the executed notebook holds the traceback."
 
@@ -32,11 +33,14 @@ def run_stage(this: Run, name: str) -> None:
     target = this.folder / "notebooks" / f"{stem}.ipynb"
     parameters = {"workspace": str(this.workspace.root), "week": this.week, "run": this.folder.name}
     try:
-        execute(notebooks_folder() / f"{stem}.ipynb", target, parameters)
+        execute(notebooks_folder() / f"{stem}.ipynb", target, parameters, progress=sys.stderr.isatty())
     except PapermillExecutionError as e:
         raise StageFailed(f"stage {name} failed: {e.ename}: {e.evalue}\n  the notebook with the full traceback: {target}\n"
                           "  finished stages are kept; run the same command again to resume") from None
-    if not this.done(name):
+    if this.done(name):
+        with atomic(this.folder / "stages" / f"{name}.executed") as tmp:
+            tmp.write_text(this.key(name), encoding="utf-8")
+    else:
         made = stage_record(this.folder, name)
         why = "made something else than was asked for: code or notebook changed meanwhile" if made else "ended without its outputs"
         raise StageFailed(f"stage {name} {why}; see {target} and run the same command again")
@@ -69,7 +73,7 @@ def inherited(fd: int) -> Iterator[None]:
     finally:
         del os.environ[INHERITED]
 
-# %% ../nbs/90_weekly.ipynb #01309f10
+# %% ../nbs/90_weekly.ipynb #7beec73a
 def run_week(
     workspace: str | Path,
     *,
@@ -83,46 +87,50 @@ def run_week(
     ws, began = Workspace(workspace).check(), time.monotonic()
     with lock(ws, f"weekly run {week or as_of or 'of the default week'}", wait_s=10) as fd, inherited(fd):
         this = open_run(workspace, week=week, as_of=as_of, settings=settings, force=force)
+        if is_published(ws, this.folder) and not all(map(this.executed, STAGES)):  # never repair in place what is published
+            this = open_run(workspace, week=week, as_of=as_of, settings=settings, force=True)
         executed, skipped = [], []
         with log_to(this.folder, level):
             logger.info("%s: playlists for %s, from everything before %s", this.folder.name, this.week, f"{this.as_of:%Y-%m-%d}")
             logger.debug("configuration: %s", this.config.model_dump())
             for i, name in enumerate(STAGES, 1):
                 label, t = f"[{i}/{len(STAGES)}] {name:<15}", time.monotonic()
-                if this.done(name):
+                if this.executed(name) or (not force and not this.done(name) and take_over(this, name) and this.executed(name)):
                     skipped.append(name)
                     logger.info("%s done before, skipped", label)
                     continue
                 run_stage(this, name)
                 executed.append(name)
                 logger.info("%s %5.1f s", label, time.monotonic() - t)
-            finish(this, bool(executed))
+            finish(this)
     return WeekResult(this, tuple(executed), tuple(skipped), time.monotonic() - began)
 
-# %% ../nbs/90_weekly.ipynb #b1003bc7
-def finish(this: Run, changed: bool) -> None:
-    "Write the report and the manifest's end, publish, and mark the update."
+# %% ../nbs/90_weekly.ipynb #2fa6d406
+def finish(this: Run) -> None:
+    "Write the report and the manifest's end, publish, and mark the update; nothing is written into a published run."
     report = this.folder / "report.html"
-    if changed or not report.exists():
+    if not is_published(this.workspace, this.folder):
         as_html(this.folder / "notebooks" / f"{STAGES['report'].notebook}.ipynb", report, f"sunorecsys {this.week}")
         m = read_json(this.folder / "manifest.json")
         seconds = {name: stage_record(this.folder, name)["seconds"] for name in STAGES}
         now = pd.Timestamp.now("UTC").isoformat(timespec="seconds")
         write_json(this.folder / "manifest.json", m | {"finished": now, "seconds": seconds})
-    publish(this.workspace, this.folder, this.week)
     EventStore(this.workspace.history_db).mark("updated", this.as_of)
+    publish(this.workspace, this.folder, this.week)
 
-# %% ../nbs/90_weekly.ipynb #a051b288
+# %% ../nbs/90_weekly.ipynb #52f51fa3
 def needed(workspace: str | Path, *, week: str = "", as_of: str = "", settings: Sequence[str] = ()) -> str | None:
     "The week that should be made, or None when it is published."
     ws = Workspace(workspace).check()
     name = week_name(which_boundary(ws, load_config(ws.config_file, settings), week=week, as_of=as_of))
-    return None if ws.published(name) else name
+    return None if name in ws.published_weeks() else name
 
 def run_forever(workspace: str | Path, *, settings: Sequence[str] = (), every_s: float = 3600.0, ticks: int | None = None) -> int:
     "Look every `every_s` seconds whether a week is needed and make it; a failure is logged and tried again. Returns the weeks made."
     made, n = 0, 0
     while ticks is None or n < ticks:
+        if code_hash.__wrapped__() != code_hash():
+            raise StageFailed("the package was changed while this process ran; start it again")
         try:
             if needed(workspace, settings=settings):
                 run_week(workspace, settings=settings)

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['WEEK', 'logger', 'atomic', 'write_json', 'read_json', 'write_table', 'file_hash', 'value_hash', 'boundary',
            'week_name', 'week_start', 'Workspace', 'new_run', 'find_run', 'stage_record', 'stage_valid', 'commit_stage',
-           'publish', 'Locked', 'lock', 'lock_holder', 'log_to']
+           'publish', 'is_published', 'link_tree', 'Locked', 'lock', 'lock_holder', 'log_to']
 
-# %% ../nbs/02_workspace.ipynb #308de553
+# %% ../nbs/02_workspace.ipynb #08999e4f
 import contextlib
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,14 @@ def value_hash(value: Any) -> str:
     "SHA-256 of a JSON-able value."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
-# %% ../nbs/02_workspace.ipynb #2f8e460e
+# %% ../nbs/02_workspace.ipynb #e8a94e27
 WEEK = pd.Timedelta(days=7)
 
 def boundary(t: pd.Timestamp | str, weekly_update_day: int = 0) -> pd.Timestamp:
     "The last boundary at or before `t` (naive is UTC)."
     t = pd.Timestamp(t)
+    if pd.isna(t):
+        raise ValueError("no time given where a day was expected; write it as 2026-11-16")
     t = (t.tz_localize("UTC") if t.tz is None else t.tz_convert("UTC")).as_unit("us")
     return t.normalize() - pd.Timedelta(days=(t.weekday() - weekly_update_day) % 7)
 
@@ -84,12 +88,13 @@ def week_name(as_of: pd.Timestamp) -> str:
 def week_start(week: str, weekly_update_day: int = 0) -> pd.Timestamp:
     "The boundary that lies in ISO week `week`; `ValueError` when there is no such week."
     try:
-        monday = pd.Timestamp(time.strftime("%Y-%m-%d", time.strptime(f"{week}-1", "%G-W%V-%u")), tz="UTC").as_unit("us")
-    except ValueError:
+        year, number = re.fullmatch(r"(\d{4})-W(\d\d)", week).groups()  # type: ignore[union-attr]
+        monday = pd.Timestamp(date.fromisocalendar(int(year), int(number), 1), tz="UTC").as_unit("us")
+    except (ValueError, AttributeError):
         raise ValueError(f"no such week: {week!r}; write it as 2026-W47") from None
     return monday + pd.Timedelta(days=weekly_update_day)
 
-# %% ../nbs/02_workspace.ipynb #314703f0
+# %% ../nbs/02_workspace.ipynb #9741a12a
 class Workspace:
     "The folder of one platform: its tables, log, runs and published weeks."
 
@@ -114,8 +119,13 @@ class Workspace:
         link = self.current if week is None else self.weeks / week
         return link.resolve() if link.exists() else None
 
+    def published_weeks(self) -> dict[str, Path]:
+        "Week name to run folder of all published weeks whose run is still there, in order; other files in `weeks` do not count."
+        links = sorted(p for p in self.weeks.glob("[0-9]*-W*") if p.is_symlink() and (p / "manifest.json").exists())
+        return {p.name: p.resolve() for p in links}
+
     def __repr__(self) -> str:
-        weeks = sorted(p.name for p in self.weeks.glob("*")) if self.weeks.exists() else []
+        weeks = list(self.published_weeks())
         return f"Workspace({self.root.name}, {len(weeks)} published week(s){': ' + weeks[-1] if weeks else ''})"
 
 # %% ../nbs/02_workspace.ipynb #9cc9dbc9
@@ -168,7 +178,7 @@ def commit_stage(run: Path, stage: str, key: str, outputs: list[str]) -> Iterato
     write_json(record, {"key": key, "outputs": {o: file_hash(run / o) for o in outputs}, "seconds": round(time.monotonic() - began, 2)})
     shutil.rmtree(scratch)
 
-# %% ../nbs/02_workspace.ipynb #6b90bec7
+# %% ../nbs/02_workspace.ipynb #a2f98244
 def _swap(link: Path, target: str) -> None:
     "Point `link` at `target` in one step."
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -179,17 +189,40 @@ def _swap(link: Path, target: str) -> None:
 
 def publish(workspace: Workspace, run: Path, week: str) -> None:
     "Make `run` the published run of `week`, and the current one unless a later week is."
-    _swap(workspace.weeks / week, f"../runs/{run.name}")
+    for link in (workspace.current, workspace.weeks / week):
+        if link.exists() and not link.is_symlink():
+            raise FileExistsError(f"{link} is no link (was the workspace copied without its links?); remove it to go on")
     now = workspace.published()
     if now is None or now.name.rsplit("-", 1)[0] <= week:
         _swap(workspace.current, f"runs/{run.name}")
+    _swap(workspace.weeks / week, f"../runs/{run.name}")  # last: while it is missing the week counts as not published
 
-# %% ../nbs/02_workspace.ipynb #e13f57ba
+# %% ../nbs/02_workspace.ipynb #4621671d
+def is_published(workspace: Workspace, run: Path) -> bool:
+    "Whether a link of `weeks` or `current` points to the run folder; such a run is never written to."
+    return run.resolve() in (workspace.published(), *workspace.published_weeks().values())
+
+def link_tree(source: Path, target: Path) -> None:
+    "The same file or folder at another place, by hard links where the disk can (outputs are replaced, never changed in place)."
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for p in sorted(source.rglob("*")):
+            if p.is_file():
+                link_tree(p, target / p.relative_to(source))
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+# %% ../nbs/02_workspace.ipynb #66b02f1d
 class Locked(RuntimeError):
     "Another process is at work in this workspace."
 
 @contextlib.contextmanager
-def lock(workspace: Workspace, what: str, wait_s: float = 0.0) -> Iterator[int]:
+def lock(workspace: Workspace, what: str, wait_s: float = 0.5) -> Iterator[int]:
     "Hold the workspace's lock, yielding its file descriptor; raises `Locked` naming the holder."
     workspace.root.mkdir(parents=True, exist_ok=True)
     with open(workspace.root / ".lock", "a+", encoding="utf-8") as f:

@@ -139,10 +139,10 @@ def test_a_failing_stage_is_named_and_resumed(published: Path, monkeypatch: pyte
     """The week cells of user_based raise; splits and item_cf are kept."""
     real = weekly.execute
 
-    def breaks(source: Path, target: Path, parameters: dict) -> object:
+    def breaks(source: Path, target: Path, parameters: dict, **kw: object) -> object:
         if source.name.startswith("42"):
             parameters = parameters | {"run": "no-such-run"}
-        return real(source, target, parameters)
+        return real(source, target, parameters, **kw)
 
     with monkeypatch.context() as m:
         m.setattr(weekly, "execute", breaks)

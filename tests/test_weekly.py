@@ -32,7 +32,10 @@ def test_a_week_and_its_backtest(published: Path) -> None:
     done = run_week(published, week="2026-W12", level="ERROR")
     lists = pd.read_parquet(done.playlists)
     known = pd.read_parquet(done.run.folder / "frozen" / "interactions.parquet")
-    assert set(lists["user_id"]) == set(known["user_id"]), "not every listener has a playlist"
+    registered = set(pd.read_parquet(published / "users.parquet")["user_id"])
+    assert set(lists["user_id"]) == set(known["user_id"]) | registered, "not every listener has a playlist"
+    silent = lists[~lists["user_id"].isin(known["user_id"])]
+    assert set(silent["reason_kind"]) <= {"cold_start"}, "somebody who never played got something else than popular songs"
     seen = known[["user_id", "song_id"]].drop_duplicates()
     assert not len(lists.merge(seen, on=["user_id", "song_id"])), "something seen was recommended"
     assert {"list_id", "week", "variant", "policy", "propensity", "channel", "reason_kind", "reason_id", "score_item_cf"} <= set(lists)
@@ -98,8 +101,11 @@ def test_formats_and_strangers(published_template: Path) -> None:
     assert [r["rank"] for r in rows] == list(range(1, 13))  # more than the ten that were published
     stranger = sh("recommend", "-w", published_template, "--user", "nobody", "-n", 3, "--explain")
     assert "nobody called 'nobody'" in stranger.stderr and "we do not know you" in stranger.stdout
-    trace = sh("recommend", "-w", published_template, "--user", "u000001", "--trace").stdout
-    assert "recall: union" in trace and "not part of this list" in trace and "quality threshold" in trace
+    trace = sh("recommend", "-w", published_template, "--user", "u000001", "--trace", "--format", "json")
+    assert "recall: union" in sh("recommend", "-w", published_template, "--songs", "s000001", "--trace").stderr
+    for part in ("recall: union", "not part of this list", "quality threshold", "removed by it", "contributions to the score"):
+        assert part in trace.stderr, part
+    assert json.loads(trace.stdout)[0]["rank"] == 1, "the trace went into the JSON"
 
 
 def test_help_of_every_command() -> None:

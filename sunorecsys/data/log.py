@@ -28,7 +28,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..schema import INTERACTION_TYPES, MAX_CHARS, Col, fields, validate
 from ..workspace import Workspace
 
-# %% ../../nbs/10_data.log.ipynb #d7a63664
+# %% ../../nbs/10_data.log.ipynb #e7c21a66
 class LogError(RuntimeError):
     "A part of the log that cannot be used; the message names the file, and the file was not touched."
 
@@ -38,6 +38,8 @@ UNDATED = np.iinfo(np.int64).min # what a missing time is among int64 microsecon
 
 def utc(t: pd.Timestamp | datetime | str) -> pd.Timestamp:
     "`t` as a UTC timestamp in microseconds; naive is UTC."
+    if isinstance(t, int | float):
+        raise ValueError(f"{t!r} is a number and no time: say pd.Timestamp({t!r}, unit='s') or which unit it is in")
     t = pd.Timestamp(t)
     return (t.tz_localize("UTC") if t.tz is None else t.tz_convert("UTC")).as_unit("us")
 

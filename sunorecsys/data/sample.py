@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'MICRO', 'sample_recipe', 'check_free', 'split_world', 'write_tables', 'heldback_week', 'song_attributes',
            'missing_clips', 'write_clips', 'make_sample', 'add_simulated_listeners']
 
-# %% ../../nbs/14_data.sample.ipynb #33a6cf1e
+# %% ../../nbs/14_data.sample.ipynb #de1ed5be
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..schema import Col, validate
-from ..workspace import Workspace, atomic, lock, logger, read_json, value_hash, write_json, write_table
+from ..workspace import WEEK, Workspace, atomic, lock, logger, read_json, value_hash, write_json, write_table
 from .log import append_partition
 from .simulate import World, ids, load_truth, simulate, simulate_listeners
 from .staging import Counts, record_source
@@ -151,7 +151,7 @@ def make_sample(
     logger.info("sample workspace: %s songs, %s listeners, regime %s, seed %s", n_songs, n_users, regime, seed)
     return workspace
 
-# %% ../../nbs/14_data.sample.ipynb #01bad0c4
+# %% ../../nbs/14_data.sample.ipynb #2e249fa9
 def add_simulated_listeners(root: Path | str, n_users: int, seed: int = 0) -> str:
     "Simulated listening on the songs of a workspace; a sentence about it. `FileExistsError` where there is other listening."
     ws = Workspace(root).check()
@@ -165,7 +165,8 @@ def add_simulated_listeners(root: Path | str, n_users: int, seed: int = 0) -> st
         songs = pd.read_parquet(ws.songs)
         world = simulate_listeners(songs, n_users, seed, song_stats=pd.read_parquet(ws.song_stats) if ws.song_stats.exists() else None)
         world = replace(world, truth=world.truth | {"song_id": songs[Col.SONG].to_numpy(dtype=str)})
-        past, held, shown = (validate(f, t)[0] for f, t in (
+        end = max(pd.Timestamp.now("UTC"), world.as_of + WEEK)  # simulated listening may lie after today
+        past, held, shown = (validate(f, t, now=end)[0] for f, t in (
             (world.interactions[world.interactions[Col.TIME] < world.as_of], "interactions"),
             (world.interactions[world.interactions[Col.TIME] >= world.as_of], "interactions"),
             (world.impressions[world.impressions[Col.TIME] < world.as_of], "impressions")))

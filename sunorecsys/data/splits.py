@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'VALIDATION', 'TEST', 'before', 'freeze', 'read_tables', 'by_time', 'per_listener', 'leave_last_out',
-           'heldout_listeners', 'song_counts', 'protocol', 'assign', 'freeze_and_split', 'training_tables', 'relevant']
+           'heldout_listeners', 'song_counts', 'protocol', 'assign', 'freeze_and_split', 'training_tables', 'held_out']
 
-# %% ../../nbs/17_data.splits.ipynb #42d3ef64
+# %% ../../nbs/17_data.splits.ipynb #a6637f61
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from ..config import Config, SplitsConfig
 from ..schema import Col
 from ..workspace import WEEK, Workspace, read_json, write_json, write_table
 from .log import read_log
+from .staging import STUB
 
-# %% ../../nbs/17_data.splits.ipynb #48d474cf
+# %% ../../nbs/17_data.splits.ipynb #0dcde765
 def before(frame: pd.DataFrame, column: str, as_of: pd.Timestamp) -> pd.DataFrame:
     "The rows with a time before `as_of`, or without one."
     return frame[~(frame[column] >= as_of)].reset_index(drop=True)
@@ -30,6 +31,9 @@ def freeze(tables: dict[str, pd.DataFrame], as_of: pd.Timestamp) -> tuple[dict[s
     "(the tables as they were at `as_of`, number of events whose song is not in the catalogue)."
     cut = {"songs": Col.CREATED, "song_stats": Col.OBSERVED, "interactions": Col.TIME, "impressions": Col.TIME}
     out = {name: before(t, cut[name], as_of) if name in cut else t for name, t in tables.items()}
+    if STUB in out["songs"]:  # songs known only because somebody played them: they begin with their first play
+        played = out["songs"][Col.SONG].isin(out["interactions"][Col.SONG])
+        out["songs"] = out["songs"][played | ~out["songs"][STUB].fillna(False).astype(bool)].reset_index(drop=True)
     known = out["interactions"][Col.SONG].isin(out["songs"][Col.SONG])
     out["interactions"] = out["interactions"][known].reset_index(drop=True)
     return out, int((~known).sum())
@@ -38,8 +42,9 @@ def read_tables(workspace: Workspace, as_of: pd.Timestamp) -> dict[str, pd.DataF
     "The tables of a workspace, the log up to `as_of`; absent ones are left out."
     out = {p.stem: pd.read_parquet(p) for p in (workspace.songs, workspace.song_stats, workspace.users) if p.exists()}
     out["interactions"] = read_log(workspace, before=as_of)
-    if workspace.impressions.exists():
-        out["impressions"] = pq.read_table(workspace.impressions, filters=[(Col.TIME, "<", as_of)]).to_pandas()
+    shown = sorted(workspace.impressions.glob("[!.]*.parquet"))
+    if shown:
+        out["impressions"] = pq.read_table(shown, filters=[(Col.TIME, "<", as_of)]).to_pandas()
     return out
 
 # %% ../../nbs/17_data.splits.ipynb #ed1e0f84
@@ -101,12 +106,13 @@ def assign(frozen: dict[str, pd.DataFrame], as_of: pd.Timestamp, config: SplitsC
              "songs": len(songs), "cold_songs": int(songs["cold"].sum()), "undated_events": int(p[Col.TIME].isna().sum())}
     return {"parts": parts, "listeners": listeners, "songs": songs, "facts": facts}
 
-# %% ../../nbs/17_data.splits.ipynb #838607f0
+# %% ../../nbs/17_data.splits.ipynb #d077b0e1
 def freeze_and_split(workspace: Workspace, as_of: pd.Timestamp, config: Config, out: Path) -> dict[str, Any]:
     "The stage: write `frozen/` and `splits/` below `out`; returns the facts."
     frozen, unknown = freeze(read_tables(workspace, as_of), as_of)
     if frozen["interactions"].empty:
-        raise ValueError(f"no event in the log before {as_of:%Y-%m-%d}; ingest listening or name another week")
+        lost = f" of a song that exists by then ({unknown:,} of others)" if unknown else ""
+        raise ValueError(f"no event in the log before {as_of:%Y-%m-%d}{lost}; ingest listening or name another week")
     for name, table in frozen.items():
         write_table(out / "frozen" / f"{name}.parquet", table)
     s = assign(frozen, as_of, config.splits, config.random_state)
@@ -116,7 +122,7 @@ def freeze_and_split(workspace: Workspace, as_of: pd.Timestamp, config: Config, 
     write_json(out / "splits" / "split.json", facts)
     return facts
 
-# %% ../../nbs/17_data.splits.ipynb #710a7ecf
+# %% ../../nbs/17_data.splits.ipynb #d50a2d18
 def training_tables(folder: Path, part: Literal["validation", "final"]) -> dict[str, Any]:
     "Keyword arguments for `fit` from a run's frozen tables."
     facts = read_json(folder / "splits" / "split.json")
@@ -128,13 +134,14 @@ def training_tables(folder: Path, part: Literal["validation", "final"]) -> dict[
         as_of -= WEEK if facts["protocol"] == "time" else pd.Timedelta(0)
     return tables | {"as_of": as_of}
 
-def relevant(folder: Path, users: IdMap, items: IdMap) -> sparse.csr_matrix:
-    "bool CSR (users, items): what each listener played for the first time in the validation part; unknown ids are left out."
+def held_out(folder: Path, users: IdMap, items: IdMap) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    "(relevant, set aside), bool CSR (users, items): first plays of the validation part, and the pairs of the test part."
     parts = pd.read_parquet(folder / "splits" / "parts.parquet")["part"].to_numpy()
     p = pd.read_parquet(folder / "frozen" / "interactions.parquet", columns=[Col.USER, Col.SONG, Col.TYPE])
     u, i = users.encode(p[Col.USER]).astype(np.int64), items.encode(p[Col.SONG]).astype(np.int64)
     pair = np.where((u >= 0) & (i >= 0), u * len(items) + i, -1)
+    def matrix(pairs: np.ndarray) -> sparse.csr_matrix:
+        rows, cols = np.divmod(pairs[pairs >= 0], max(len(items), 1))
+        return sparse.csr_matrix((np.ones(len(rows), bool), (rows, cols)), shape=(len(users), len(items)))
     new = np.setdiff1d(pair[(parts == VALIDATION) & (p[Col.TYPE] != "skip")], pair[parts == TRAIN])
-    new = new[new >= 0]
-    rows, cols = np.divmod(new, max(len(items), 1))
-    return sparse.csr_matrix((np.ones(len(new), bool), (rows, cols)), shape=(len(users), len(items)))
+    return matrix(new), matrix(np.unique(pair[parts == TEST]))

@@ -85,7 +85,7 @@ def weekly_mix(
                            use_weekly_mixing=use_weekly_mixing)
     return user_idx[rows], item_idx[rows], t[rows]
 
-# %% ../../nbs/15_data.user_history.ipynb #df1be46a
+# %% ../../nbs/15_data.user_history.ipynb #f076c269
 def read_old_history(path: Path) -> tuple[pd.DataFrame, pd.Timestamp | None]:
     "The interactions of an old JSON history (table `interactions`) and its `last_update`; `LogError` when it is damaged."
     try:
@@ -101,6 +101,8 @@ def read_old_history(path: Path) -> tuple[pd.DataFrame, pd.Timestamp | None]:
 
 def _event_ids(frame: pd.DataFrame) -> list[str]:
     "An id for each row from what it says; equal rows are numbered."
+    if frame.empty:
+        return []
     said = frame[[Col.USER, Col.SONG, Col.TIME, Col.TYPE, Col.WEIGHT]].astype("str").fillna("")
     again = said.groupby(list(said), sort=False).cumcount().astype("str")
     text = said.assign(again=again).agg("\0".join, axis=1)

@@ -6,7 +6,7 @@
 __all__ = ['as_block', 'simulated_yardsticks', 'after_each_stage', 'validation', 'backtest', 'exposure', 'write_metrics',
            'report_week', 'headline', 'one_list', 'quality_by_week', 'plot_weeks', 'save_weeks']
 
-# %% ../../nbs/80_evaluation.report.ipynb #d583e514
+# %% ../../nbs/80_evaluation.report.ipynb #64fa39ed
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 
 from ..codes import IdMap, top_k
 from ..data.simulate import load_truth
-from ..data.splits import relevant, training_tables
+from ..data.splits import training_tables
 from ..recommenders.base import with_yardsticks
-from ..recommenders.hybrid import ABSENT, HybridRecommender, compose
+from ..recommenders.hybrid import ABSENT, CHANNELS, HybridRecommender, compose
 from ..schema import Col
 from ..stages import Run
-from ..workspace import WEEK, Workspace, atomic, logger, read_json, week_name, write_json
+from ..workspace import WEEK, Workspace, atomic, boundary, read_json, week_name, write_json
 from .ceiling import informed_ceiling, oracle_scores
 from .metrics import coverage, gini
-from .protocol import KS, Question, ask_for_new, score_lists
+from .protocol import KS, Question, answers, question, score_lists
 
 # %% ../../nbs/80_evaluation.report.ipynb #932ecbb0
 def as_block(lists: pd.DataFrame, users: IdMap, items: IdMap, n: int) -> np.ndarray:
@@ -38,55 +38,58 @@ def as_block(lists: pd.DataFrame, users: IdMap, items: IdMap, n: int) -> np.ndar
     out[u[ok], at[ok]] = i[ok]
     return out
 
-# %% ../../nbs/80_evaluation.report.ipynb #6dbce085
+# %% ../../nbs/80_evaluation.report.ipynb #df5c5eb5
 def simulated_yardsticks(this: Run, hybrid: HybridRecommender, q: Question, n: int) -> dict[str, np.ndarray]:
     "Lists [Q, n] in the hybrid's codes of the informed ceiling and the oracle; empty when the listening is real."
     if not (this.workspace.simulation / "truth.npz").exists():
         return {}
     config, truth = load_truth(this.workspace.simulation)
+    week, rest = divmod(hybrid.as_of - boundary(config.start), WEEK)
+    if rest or not 0 <= week < config.n_weeks:
+        return {}  # another update day, or beyond what was simulated
     who = pd.Index(truth[Col.USER]).get_indexer(hybrid.x.users.ids[q.who])
     song = pd.Index(truth[Col.SONG]).get_indexer(hybrid.x.items.ids)
     if (who < 0).any() or (song < 0).any():
-        logger.warning("no ceiling and oracle: the log has listeners or songs beside the simulated ones")
-        return {}
+        return {}  # real listening was added
     plays = training_tables(this.folder, "validation")["interactions"]
     scores = {"informed ceiling": informed_ceiling(config, truth, plays, who, hybrid.as_of, random_state=this.config.random_state),
               "oracle": oracle_scores(config, truth, who, hybrid.as_of)}
     seen = hybrid.x.seen[q.who].toarray()
     return {name: top_k(np.where(seen, -np.inf, s[:, song]), n)[0].astype(np.int32) for name, s in scores.items()}
 
-# %% ../../nbs/80_evaluation.report.ipynb #81622dca
+# %% ../../nbs/80_evaluation.report.ipynb #0a6d18a3
 def after_each_stage(hybrid: HybridRecommender, q: Question, n: int) -> dict[str, np.ndarray]:
     "Lists [Q, n] after recall and after quality, with the same fitted parts; the hybrid itself is the last stage."
     def variant(**settings: Any) -> np.ndarray:
         config = hybrid.config.model_dump() | settings
         m = HybridRecommender(**config, **hybrid.quality_config.model_dump(), history=hybrid.history, random_state=hybrid.random_state)
-        return compose(m, hybrid.channels, hybrid.quality, hybrid.creators).candidates(q.who, n).item_idx
+        return answers(compose(m, hybrid.channels, hybrid.quality, hybrid.creators), q, n)
     uncapped = {"creator_cap": max(n, 1)}
     return {"after recall": variant(use_quality_filter=False, **uncapped), "after quality": variant(**uncapped)}
 
-# %% ../../nbs/80_evaluation.report.ipynb #14e4250b
+# %% ../../nbs/80_evaluation.report.ipynb #f6d053a6
 def validation(this: Run, ks: Sequence[int] = KS) -> tuple[pd.DataFrame, dict[str, np.ndarray], Question, HybridRecommender]:
     "(tidy table, lists per model [Q, n], the question, the hybrid) for the models that have not seen the last week."
     hybrid = HybridRecommender.load(this.folder / "models" / "hybrid" / "validation")
-    q = ask_for_new(relevant(this.folder, hybrid.x.users, hybrid.x.items))
+    q = question(this.folder, hybrid.x.users, hybrid.x.items)
     models = with_yardsticks(*hybrid.channels.values(), hybrid)
-    lists = {name: m.candidates(q.who, max(ks)).item_idx for name, m in models.items()}
+    lists = {name: answers(m, q, max(ks)) for name, m in models.items()}
     lists = {n: b for n, b in lists.items() if n != "hybrid"} | after_each_stage(hybrid, q, max(ks)) | {"hybrid": lists["hybrid"]}
     lists |= simulated_yardsticks(this, hybrid, q, max(ks))
     protocol = read_json(this.folder / "splits" / "split.json")["protocol"]
     return score_lists(lists, q, ks)[0].assign(part="validation", protocol=protocol), lists, q, hybrid
 
-# %% ../../nbs/80_evaluation.report.ipynb #79e9b399
+# %% ../../nbs/80_evaluation.report.ipynb #831aa5b5
 def backtest(this: Run, ks: Sequence[int] = KS) -> pd.DataFrame | None:
     "The list published for the week before `as_of`, scored on that week; None when none was published or nothing has a date."
-    before = this.workspace.published(week_name(this.as_of - WEEK))
-    if before is None or read_json(this.folder / "splits" / "split.json")["protocol"] != "time":
+    before = this.workspace.published_weeks().get(week_name(this.as_of - WEEK))
+    protocol = read_json(this.folder / "splits" / "split.json")["protocol"]
+    if before is None or not (before / "playlists.parquet").exists() or protocol != "time":
         return None
     lists = pd.read_parquet(before / "playlists.parquet", columns=[Col.USER, Col.SONG, Col.RANK])
     items = IdMap(pd.read_parquet(this.folder / "frozen" / "songs.parquet", columns=[Col.SONG])[Col.SONG])
     users = IdMap(lists[Col.USER])
-    q = ask_for_new(relevant(this.folder, users, items))
+    q = question(this.folder, users, items)
     block = as_block(lists, users, items, max(ks))[q.who]
     name = f"published for {week_name(this.as_of - WEEK)}"
     return score_lists({name: block}, q, ks)[0].assign(part="backtest", protocol="time")
@@ -101,21 +104,21 @@ def exposure(lists: dict[str, np.ndarray], n_items: int, fresh: np.ndarray) -> p
                       "fresh": float(fresh[shown].mean()) if len(shown) else 0.0, "length": float((block >= 0).sum(1).mean())}
     return pd.DataFrame(rows).T.round(4)
 
-# %% ../../nbs/80_evaluation.report.ipynb #727c38e3
+# %% ../../nbs/80_evaluation.report.ipynb #fed12d93
 def write_metrics(this: Run, out: Path, table: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     "Write `metrics.json` below `out`; returns what was written."
     lists = pd.read_parquet(this.folder / "playlists.parquet", columns=[Col.USER, Col.CHANNEL])
     simulation = this.workspace.simulation / "simulation.json"
     value = {
         "week": this.week, "as_of": this.as_of.isoformat(), "split": read_json(this.folder / "splits" / "split.json"),
-        "simulated": read_json(simulation) if simulation.exists() else None, "absent": ABSENT,
+        "channels": list(CHANNELS), "simulated": read_json(simulation) if simulation.exists() else None, "absent": ABSENT,
         "playlists": {"listeners": int(lists[Col.USER].nunique()), "songs": len(lists),
                       "by_channel": lists[Col.CHANNEL].value_counts(normalize=True).round(4).to_dict()},
         "rows": table.to_dict("records"), "exposure": shown.to_dict("index")}
     write_json(out / "metrics.json", value)
     return value
 
-# %% ../../nbs/80_evaluation.report.ipynb #3030bb37
+# %% ../../nbs/80_evaluation.report.ipynb #fc514e63
 def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     "The stage: (facts, tidy table of all rows, exposure of the validation lists); writes `metrics.json` below `out`."
     table, lists, q, hybrid = validation(this, ks)
@@ -130,12 +133,15 @@ def headline(facts: dict[str, Any], table: pd.DataFrame) -> str:
     "The week in Markdown: listeners served, the hybrid beside its yardsticks, simulated or not."
     t = table[(table["part"] == "validation") & (table["metric"] == "NDCG") & (table["k"] == max(table["k"]))].set_index("model")
     said = {n: f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for n, r in t.iterrows()}
-    protocols = {"time": "the last week held out", "per_listener": "undated plays: a tenth of each listener's songs held out"}
+    protocols = {"time": "the last week held out",
+                 "per_listener": "undated plays: a tenth of each listener's songs asked for, another tenth set aside"}
     protocol = protocols[facts["split"]["protocol"]]
     kind = "**Simulated listening**: figures say how the models do in this simulator, not how good they are." if facts["simulated"] else ""
     lines = [f"# {facts['week']}", kind, f"**{facts['playlists']['listeners']:,} listeners** got {facts['playlists']['songs']:,} songs.",
              f"NDCG@{max(table['k'])} on validation ({protocol}; {int(t['n_listeners'].max()):,} listeners with something to find, "
              f"{int(t['n_without'].max()):,} without): " + ", ".join(f"{n} **{v}**" for n, v in said.items()) + "."]
+    if facts["simulated"] and "oracle" not in t.index:
+        lines.append("No ceiling and no oracle: the log has more than was simulated, or the week is none of the simulation's.")
     return "\n\n".join(line for line in lines if line)
 
 # %% ../../nbs/80_evaluation.report.ipynb #f678e7f4
@@ -151,11 +157,12 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
                         Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND], "reason": named})
     return out.set_index(["listener", Col.RANK])
 
-# %% ../../nbs/80_evaluation.report.ipynb #6e0ed726
+# %% ../../nbs/80_evaluation.report.ipynb #ab240d80
 def quality_by_week(workspace: Workspace | Path | str, metric: str = "NDCG", k: int = 30, also: Run | None = None) -> pd.DataFrame:
     "One metric from all published reports (and a run): scored (the week), model (`published`: what listeners got), value, low, high."
     ws = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-    reports = {link.name: link for link in ws.weeks.glob("*")} | ({also.week: also.folder} if also else {})
+    reports = {w: p for w, p in ws.published_weeks().items() if (p / "metrics.json").exists()}
+    reports |= {also.week: also.folder} if also else {}
     frames = []
     for _, folder in sorted(reports.items()):
         m = read_json(folder / "metrics.json")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FORMAT', 'LIBRARIES', 'Reasons', 'plain_reasons', 'long_table', 'unseen_popular', 'fill', 'Query',
-           'stored_seeds', 'given_seeds', 'ask', 'exclusions', 'Hooks', 'score_block', 'show', 'similar_table',
-           'save_model', 'load_model', 'Recommender', 'Popularity', 'Random', 'with_yardsticks']
+           'stored_seeds', 'given_history', 'ask', 'exclusions', 'Hooks', 'score_block', 'show_filled', 'show',
+           'show_all', 'similar_table', 'save_model', 'load_model', 'Recommender', 'Popularity', 'Random',
+           'with_yardsticks']
 
-# %% ../../nbs/40b_recommenders.base.ipynb #2069ccfe
+# %% ../../nbs/40b_recommenders.base.ipynb #c1cee766
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from scipy import sparse
 
 from ..codes import Candidates, History, IdMap, encode_log, strengths, top_k
 from ..config import HistoryConfig
-from ..schema import Col
-from ..workspace import read_json, write_json
+from ..schema import Col, validate
+from ..workspace import file_hash, read_json, write_json
 from .listening import Listening, listen, load_listening, save_listening, seeds
 
 # %% ../../nbs/40b_recommenders.base.ipynb #8b54b53d
@@ -66,15 +67,19 @@ def fill(items: np.ndarray, spare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     nth = np.cumsum(empty, axis=1) - 1
     return np.where(empty, np.take_along_axis(spare, np.maximum(nth, 0), axis=1), items), empty
 
-# %% ../../nbs/40b_recommenders.base.ipynb #69f9c634
+# %% ../../nbs/40b_recommenders.base.ipynb #f3cb433f
 SEEDS = "<seeds>"
 
 @dataclass(frozen=True)
 class Query:
-    "Listeners asked about: their names (object [U]), codes (int32 [U], −1 unknown) and seeds."
+    "Listeners asked about: names (object [U]), codes (int32 [U], −1 unknown), seeds, and what they saw beyond the fit (bool CSR)."
     names: np.ndarray
     codes: np.ndarray
     history: History
+    seen: sparse.csr_matrix
+
+    def __getitem__(self, rows: slice) -> "Query":
+        return Query(self.names[rows], self.codes[rows], self.history.rows(rows), self.seen[rows])
 
 def stored_seeds(x: Listening, users: np.ndarray) -> History:
     "Stored seeds of user codes; none for −1."
@@ -83,17 +88,20 @@ def stored_seeds(x: Listening, users: np.ndarray) -> History:
     h = x.history.rows(np.maximum(users, 0))
     return History(np.where(users[:, None] < 0, -1, h.item_idx).astype(np.int32), h.weight)
 
-# %% ../../nbs/40b_recommenders.base.ipynb #dfb62a65
-def given_seeds(x: Listening, names: np.ndarray, plays: pd.DataFrame, as_of: pd.Timestamp, config: HistoryConfig) -> History:
-    "Seeds of the named listeners from a table of plays instead of the fitted log."
-    full = plays.assign(**{c: v for c, v in ((Col.TIME, None), (Col.TYPE, "play"), (Col.WEIGHT, 1.0)) if c not in plays})
-    full[Col.TIME] = pd.to_datetime(full[Col.TIME], utc=True)
+# %% ../../nbs/40b_recommenders.base.ipynb #67cef08a
+def given_history(
+    x: Listening, names: np.ndarray, plays: pd.DataFrame, as_of: pd.Timestamp | None, config: HistoryConfig
+) -> tuple[History, sparse.csr_matrix]:
+    "(seeds, seen) of the named listeners from a table of plays (validated here) instead of the fitted log."
+    full = validate(plays, "interactions", source="history")[0]
+    end = pd.Timestamp.now("UTC") + pd.Timedelta(days=1) if as_of is None else as_of
     users = IdMap(names)
-    log = encode_log(full[~(full[Col.TIME] >= as_of)], users=users, items=x.items)
-    h = seeds(log, strengths(log)[0], as_of, config)
-    return h.rows(users.encode(names)) if h.item_idx.shape[1] else stored_seeds(x, np.full(len(names), -1))
+    log = encode_log(full[~(full[Col.TIME] >= end)], users=users, items=x.items)
+    liked, seen = strengths(log)
+    h, at = seeds(log, liked, end, config), users.encode(names)
+    return (h.rows(at) if h.item_idx.shape[1] else stored_seeds(x, np.full(len(names), -1))), seen[at]
 
-# %% ../../nbs/40b_recommenders.base.ipynb #7a48a319
+# %% ../../nbs/40b_recommenders.base.ipynb #72350984
 def ask(
     x: Listening, as_of: pd.Timestamp, config: HistoryConfig, *, user_id: str | None = None, user_ids: Sequence[str] | None = None,
     song_ids: Sequence[str] | None = None, history: pd.DataFrame | None = None, at: pd.Timestamp | None = None,
@@ -101,35 +109,40 @@ def ask(
     "Resolve the public arguments of `recommend`; exactly one of user_id, user_ids and song_ids must be given."
     if sum(a is not None for a in (user_id, user_ids, song_ids)) != 1:
         raise ValueError("give exactly one of user_id, user_ids and song_ids")
+    if isinstance(user_ids, str):
+        raise ValueError(f"user_ids is one string; write user_id={user_ids!r} or a list")
     if at is not None and at < as_of:
         raise ValueError(f"the model knows plays up to {as_of:%Y-%m-%d} and cannot answer as of {at:%Y-%m-%d}; load an older run")
+    def unseen(n: int) -> sparse.csr_matrix:
+        return sparse.csr_matrix((n, len(x.items)), dtype=bool)
     if song_ids is not None:
+        song_ids = [song_ids] if isinstance(song_ids, str) else song_ids
         codes = x.items.encode(list(song_ids))
         if (codes < 0).all():
             raise ValueError(f"none of the seed songs is in the catalogue: {', '.join(map(str, song_ids))}")
         items = codes[codes >= 0][None, :]
-        return Query(np.array([SEEDS], object), np.array([-1], np.int32), History(items, np.ones(items.shape, np.float32)))
+        return Query(np.array([SEEDS], object), np.array([-1], np.int32), History(items, np.ones(items.shape, np.float32)), unseen(1))
     names = np.array([user_id] if user_ids is None else list(user_ids), object)
     codes = x.users.encode(names)
     if history is None:
-        return Query(names, codes, stored_seeds(x, codes))
-    return Query(names, codes, given_seeds(x, names, history, at or as_of, config))
+        return Query(names, codes, stored_seeds(x, codes), unseen(len(names)))
+    return Query(names, codes, *given_history(x, names, history, at, config))
 
-# %% ../../nbs/40b_recommenders.base.ipynb #92758001
-def exclusions(x: Listening, users: np.ndarray, history: History, exclude_seen: bool = True) -> sparse.csr_matrix:
-    "What may not be recommended: bool CSR [U, items], fitted ∪ history."
+# %% ../../nbs/40b_recommenders.base.ipynb #8bdf8c6e
+def exclusions(x: Listening, users: np.ndarray, history: History, seen: sparse.csr_matrix | None = None) -> sparse.csr_matrix:
+    "What was seen, bool CSR [U, items]: fitted ∪ seeds ∪ `seen`."
     shape = (len(users), len(x.items))
-    if not exclude_seen:
-        return sparse.csr_matrix(shape, dtype=bool)
     known = np.flatnonzero(users >= 0)
     pick = sparse.csr_matrix((np.ones(len(known), bool), (known, users[known])), shape=(len(users), len(x.users)))
-    return sparse.csr_matrix((pick @ x.seen) + (history.matrix(shape[1]) != 0))
+    out = (pick @ x.seen) + (history.matrix(shape[1]) != 0)
+    return sparse.csr_matrix(out if seen is None else out + seen)
 
-# %% ../../nbs/40b_recommenders.base.ipynb #2ababda8
+# %% ../../nbs/40b_recommenders.base.ipynb #13564b72
 class Hooks:
     "What a concrete model gives to the interface below."
     channel: ClassVar[str] = "base"
     batch: ClassVar[int] = 2048
+    default_n: int = 30
     x: Listening
 
     def _fit(self, **tables: Any) -> None:
@@ -142,6 +155,9 @@ class Hooks:
     def _reasons(self, users: np.ndarray, history: History, items: np.ndarray) -> Reasons:
         return plain_reasons("popular", items.shape)
 
+    def _show(self, q: "Query", n: int, exclude: sparse.csr_matrix) -> pd.DataFrame:
+        return show(self, q, n, exclude)
+
     def _similar(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError(f"{type(self).__name__} does not compare songs")
 
@@ -151,28 +167,47 @@ class Hooks:
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         "Take back what `_arrays` gave."
 
-# %% ../../nbs/40b_recommenders.base.ipynb #0769aafe
-def score_block(model: "Recommender", users: np.ndarray, history: History, exclude_seen: bool, k: int) -> Candidates:
-    "The k best songs of each listener from one channel, in batches."
+# %% ../../nbs/40b_recommenders.base.ipynb #e41352ae
+def score_block(
+    model: "Recommender", users: np.ndarray, history: History, exclude_seen: bool, k: int, exclude: sparse.csr_matrix | None = None
+) -> Candidates:
+    "The k best songs of each listener from one channel, in batches; outside `exclude` and, if wished, what was seen."
+    none = sparse.csr_matrix((len(users), len(model.x.items)), dtype=bool) if exclude is None else exclude
     items, scores = np.full((len(users), k), -1, np.int32), np.full((len(users), k), np.nan, np.float32)
     for i in range(0, len(users), model.batch):
         at = slice(i, i + model.batch)
         h = history.rows(at)
-        found, score = model._score(users[at], h, exclusions(model.x, users[at], h, exclude_seen), k)
+        found, score = model._score(users[at], h, exclusions(model.x, users[at], h, none[at]) if exclude_seen else none[at], k)
         items[at], scores[at] = found, np.where(found < 0, np.nan, score)
     return Candidates(users, items, scores[..., None], (model.channel,))
 
-def show(model: "Recommender", q: Query, n: int, exclude_seen: bool) -> pd.DataFrame:
-    "The public table for a query: the model's songs with its reasons, empty places filled with unseen popular ones, which say so."
-    c = model.candidates(q.codes, n, history=q.history, exclude_seen=exclude_seen)
-    exclude = exclusions(model.x, q.codes, q.history, exclude_seen)
-    items, filled = fill(c.item_idx, unseen_popular(model.x, exclude, c.item_idx, n))
-    why = model._reasons(q.codes, q.history, items)
+def show_filled(
+    x: Listening, q: Query, exclude: sparse.csr_matrix, items: np.ndarray, scores: np.ndarray, channel: np.ndarray, why: Reasons
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    "(public table, its listener rows, its places) of lists [U, n]: empty places get unseen popular songs, which say so."
+    items, filled = fill(items, unseen_popular(x, exclude, items, items.shape[1]))
     cold = filled & ~(q.history.item_idx >= 0).any(axis=1)[:, None]
     kind = np.where(cold, "cold_start", np.where(filled, "popular", why.kind))
     why = Reasons(kind, np.where(filled, None, why.id), np.where(filled, np.float32(1), why.weight))
-    channel = np.where(filled, "popularity", model.channel).astype(object)
-    return long_table(model.x, q.names, items, np.where(filled, np.float32(0), c.scores[..., 0]), channel, why)
+    channel = np.where(filled, "popularity", channel)
+    table = long_table(x, q.names, items, np.where(filled, np.float32(0), scores), channel, why)
+    return table, *np.nonzero(items >= 0)
+
+def show(model: "Recommender", q: Query, n: int, exclude: sparse.csr_matrix) -> pd.DataFrame:
+    "The public table for one batch: the model's songs outside `exclude` with its reasons."
+    c = model.candidates(q.codes, n, history=q.history, exclude_seen=False, exclude=exclude)
+    why = model._reasons(q.codes, q.history, c.item_idx)
+    channel = np.full(c.item_idx.shape, model.channel, object)
+    return show_filled(model.x, q, exclude, c.item_idx, c.scores[..., 0], channel, why)[0]
+
+def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool) -> pd.DataFrame:
+    "The public table, batch by batch, so that memory does not grow with the number of listeners."
+    parts = []
+    for i in range(0, max(len(q.codes), 1), model.batch):
+        b = q[i:i + model.batch]
+        none = sparse.csr_matrix((len(b.codes), len(model.x.items)), dtype=bool)
+        parts.append(model._show(b, n, exclusions(model.x, b.codes, b.history, b.seen) if exclude_seen else none))
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/40b_recommenders.base.ipynb #5ff08ff5
 def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.DataFrame:
@@ -185,9 +220,9 @@ def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.D
     return pd.DataFrame({"seed": np.asarray(song_ids, object)[u], Col.RANK: at + 1,
                          Col.SONG: model.x.items.decode(items[u, at]), Col.SCORE: scores[u, at]})
 
-# %% ../../nbs/40b_recommenders.base.ipynb #362d388c
+# %% ../../nbs/40b_recommenders.base.ipynb #bddce90e
 FORMAT = 1
-LIBRARIES = ("sunorecsys", "numpy", "scipy", "pandas", "implicit", "faiss-cpu", "torch")
+LIBRARIES = ("sunorecsys", "numpy", "scipy", "pandas", "implicit")
 
 def save_model(model: "Recommender", folder: Path) -> None:
     "Write a fitted model; the manifest last."
@@ -195,7 +230,7 @@ def save_model(model: "Recommender", folder: Path) -> None:
     np.savez(folder / "model.npz", **model._arrays())
     write_json(folder / "manifest.json", {
         "format": FORMAT, "class": type(model).__name__, "params": model.params(), "as_of": model.as_of.isoformat(),
-        "users": model.x.users.hash, "items": model.x.items.hash,
+        "users": model.x.users.hash, "items": model.x.items.hash, "files": {p.name: file_hash(p) for p in sorted(folder.glob("*.npz"))},
         "counts": {"users": len(model.x.users), "items": len(model.x.items), "liked": model.x.liked.nnz, "seen": model.x.seen.nnz},
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}})
 
@@ -205,8 +240,11 @@ def load_model(cls: "type[Recommender]", folder: Path) -> "Recommender":
     if not (folder / "manifest.json").exists():
         raise FileNotFoundError(f"no saved model in {folder} (manifest.json is not there)")
     m = read_json(folder / "manifest.json")
-    if (m["format"], m["class"]) != (FORMAT, cls.__name__):
-        raise ValueError(f"{folder} holds a {m['class']} of format {m['format']}, not a {cls.__name__} of format {FORMAT}")
+    if (m.get("format"), m.get("class")) != (FORMAT, cls.__name__):
+        raise ValueError(f"{folder} holds a {m.get('class')} of format {m.get('format')}, not a {cls.__name__} of format {FORMAT}")
+    damaged = [name for name, h in m["files"].items() if not (folder / name).exists() or file_hash(folder / name) != h]
+    if damaged:
+        raise ValueError(f"{folder}: {', '.join(damaged)} is not what was saved; fit the model again")
     p = m["params"] | {"history": HistoryConfig(**m["params"]["history"])}
     model = cls(**p)
     model.as_of, model.x = pd.Timestamp(m["as_of"]), load_listening(folder)
@@ -216,7 +254,7 @@ def load_model(cls: "type[Recommender]", folder: Path) -> "Recommender":
         model._restore(dict(a))
     return model
 
-# %% ../../nbs/40b_recommenders.base.ipynb #b540bd24
+# %% ../../nbs/40b_recommenders.base.ipynb #4cef211b
 class Recommender(Hooks):
     "Base of all models; scores are comparable within one listener's list only."
     as_of: pd.Timestamp
@@ -231,21 +269,27 @@ class Recommender(Hooks):
     def fit(self, *, interactions: pd.DataFrame, songs: pd.DataFrame | None = None, song_stats: pd.DataFrame | None = None,
             embeddings: Any = None, impressions: pd.DataFrame | None = None, as_of: pd.Timestamp) -> Self:
         "Learn from validated tables what lies before `as_of`; `songs` (default: those played) is what can be recommended."
+        as_of = pd.Timestamp(as_of)
+        as_of = as_of.tz_localize("UTC") if as_of.tz is None else as_of
         self.as_of, self.x = as_of, listen(interactions, songs, as_of, self.history)
         self._fit(songs=songs, song_stats=song_stats, embeddings=embeddings, impressions=impressions)
         return self
 
-    def candidates(self, user_codes: np.ndarray, k: int, *, history: History | None = None, exclude_seen: bool = True) -> Candidates:
-        "The k best songs of each listener (codes int32 [U], −1 = unknown), best first; `history` replaces the stored seeds."
+    def candidates(self, user_codes: np.ndarray, k: int, *, history: History | None = None, exclude_seen: bool = True,
+                   exclude: sparse.csr_matrix | None = None) -> Candidates:
+        "The k best songs of each listener (codes int32 [U], −1 = unknown); `history` replaces the seeds, `exclude` bars more songs."
         users = np.asarray(user_codes, np.int32)
-        return score_block(self, users, stored_seeds(self.x, users) if history is None else history, exclude_seen, k)
+        return score_block(self, users, stored_seeds(self.x, users) if history is None else history, exclude_seen, k, exclude)
 
     def recommend(self, user_id: str | None = None, *, user_ids: Sequence[str] | None = None, song_ids: Sequence[str] | None = None,
-                  n: int = 30, history: pd.DataFrame | None = None, as_of: pd.Timestamp | None = None,
+                  n: int | None = None, history: pd.DataFrame | None = None, as_of: pd.Timestamp | None = None,
                   exclude_seen: bool = True) -> pd.DataFrame:
-        "n songs with reasons for one listener, many, or a virtual one from seed songs; columns of the public table."
+        "n songs (default 30) with reasons for one listener, many, or a virtual one from seed songs; columns of the public table."
         q = ask(self.x, self.as_of, self.history, user_id=user_id, user_ids=user_ids, song_ids=song_ids, history=history, at=as_of)
-        return show(self, q, n, exclude_seen)
+        n = self.default_n if n is None else n
+        if n < 1:
+            raise ValueError(f"n is {n}; a list has at least one song")
+        return show_all(self, q, n, exclude_seen)
 
     def similar(self, song_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         "The n songs nearest to each given one: columns seed, rank, song_id, score. `KeyError` names an unknown song."

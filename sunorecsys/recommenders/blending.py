@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['union', 'normalise', 'shares', 'Ranked', 'rank']
 
-# %% ../../nbs/71_recommenders.blending.ipynb #c6502047
+# %% ../../nbs/71_recommenders.blending.ipynb #f151593a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..codes import Candidates, top_k
-from .quality_filter import keep_best
 from .rerank import cap_creators
 
 # %% ../../nbs/71_recommenders.blending.ipynb #0f5d05ee
@@ -55,7 +54,7 @@ def shares(weights: Mapping[str, float], channels: Sequence[str]) -> np.ndarray:
         raise ValueError(f"the weights of the channels present ({', '.join(channels)}) sum to zero")
     return w / w.sum()
 
-# %% ../../nbs/71_recommenders.blending.ipynb #e26fd221
+# %% ../../nbs/71_recommenders.blending.ipynb #088b41df
 @dataclass(frozen=True)
 class Ranked:
     "Lists [U, n], best first: codes int32 (−1 = none), score, contribution per channel [U, n, C]; and per listener what each stage left."
@@ -70,17 +69,15 @@ def rank(
     weights: Mapping[str, float],
     n: int, # songs per list
     *,
-    quality: tuple[np.ndarray, np.ndarray, float] | None, # score and exemption per item code, threshold
+    stay: np.ndarray, # bool [U, K]: what coarse ranking let through
     creators: np.ndarray, # int32 per item code, −1 = unknown
     creator_cap: int,
 ) -> Ranked:
-    "Blend, coarse ranking by quality, re-ranking by the creator cap; fine ranking is not there yet and leaves the blend as it is."
+    "Blend what stays and apply the creator cap; fine ranking is not there yet and leaves the blend as it is."
     share = shares(weights, block.channels)
     part = normalise(block.scores) * share
-    score, stay = part.sum(-1), block.item_idx >= 0
-    if quality is not None:
-        stay = keep_best(block.item_idx, *quality, at_least=3 * n)
-    order, value = top_k(np.where(stay, score, -np.inf), block.item_idx.shape[1])
+    score = part.sum(-1)
+    order, value = top_k(np.where(stay & (block.item_idx >= 0), score, -np.inf), block.item_idx.shape[1])
     there = np.maximum(order, 0)
     items = np.where(order < 0, -1, np.take_along_axis(block.item_idx, there, 1))
     again = cap_creators(items, creators, creator_cap)[:, :n]

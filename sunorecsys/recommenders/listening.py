@@ -38,25 +38,24 @@ def available_songs(songs: pd.DataFrame, as_of: pd.Timestamp) -> pd.DataFrame:
     "The songs that exist at `as_of`; a song without a date counts as old."
     return songs[~(songs[Col.CREATED] >= as_of)]
 
-# %% ../../nbs/40_recommenders.listening.ipynb #0a618fb6
+# %% ../../nbs/40_recommenders.listening.ipynb #cb328134
 def recent_popularity(log: CodedLog, as_of: pd.Timestamp, window: pd.Timedelta = 4 * WEEK) -> np.ndarray:
-    "Distinct listeners per song in the window before `as_of` (or undated), plus 1e-3 × all; float32 (items,)."
+    "Distinct listeners per song in the window before `as_of` (or undated), ties broken by all listeners; float32 (items,)."
     n = len(log.items)
     pair = log.user_idx.astype(np.int64) * n + log.item_idx
     recent = (log.time >= microseconds(as_of - window)) | (log.time == UNDATED)
     def listeners(rows: np.ndarray) -> np.ndarray:
         return np.bincount(np.unique(pair[rows]) % n, minlength=n) if rows.any() else np.zeros(n)
     played = log.kind != INTERACTION_TYPES.index("skip")
-    return (listeners(played & recent) + 1e-3 * listeners(played)).astype(np.float32)
+    ever = listeners(played)
+    return (listeners(played & recent) + ever / (1 + ever.max(initial=0))).astype(np.float32)
 
 def seeds(log: CodedLog, liked: sparse.csr_matrix, as_of: pd.Timestamp, config: HistoryConfig) -> History:
     "The last-n songs of every listener with their strengths, mixed as `config` says (`data.user_history`)."
-    keep = log.kind != INTERACTION_TYPES.index("skip")
+    keep = (log.kind != INTERACTION_TYPES.index("skip")) & (lookup(liked, log.user_idx, log.item_idx) > 0)
     user, item, _ = weekly_mix(log.user_idx[keep], log.item_idx[keep], log.time[keep], last_n=config.last_n, as_of=as_of,
                                weekly_update_day=config.weekly_update_day, use_weekly_mixing=config.use_weekly_mixing)
-    weight = lookup(liked, user, item)
-    positive = weight > 0
-    return pad_history(user[positive], item[positive], weight[positive], len(log.users))
+    return pad_history(user, item, lookup(liked, user, item), len(log.users))
 
 # %% ../../nbs/40_recommenders.listening.ipynb #d5f0f9d4
 def listen(
