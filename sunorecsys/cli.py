@@ -172,7 +172,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #d87d88f2
+# %% ../nbs/92_cli.ipynb #6ff51d3e
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -182,7 +182,7 @@ class Format(StrEnum):
 
 def sentence(row: Any, titles: pd.Series) -> str:
     "A reason in words."
-    name = titles.get(row.reason_id)
+    name = titles.get(row.reason_id) if row.reason_kind == "seed" else None
     name = row.reason_id if pd.isna(name) else name
     words = {"seed": f"because you played {name} ({row.reason_weight:.0%})", "listener": f"{row.reason_id}, who listens like you, plays it",
              "factors": "fits your taste as a whole", "popular": "popular with many listeners",

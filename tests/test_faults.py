@@ -98,7 +98,7 @@ def test_orphaned_kernel_keeps_the_lock(micro: Path) -> None:
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     kernel = int(run.stdout.readline())  # not to the end: the kernel holds the other end of the pipe too
     run.wait(timeout=60)
-    with pytest.raises(Locked, match="a run that dies"), lock(Workspace(micro), "too early"):
+    with pytest.raises(Locked, match="a run that dies"), lock(Workspace(micro), "too early", wait_s=0):
         pass
     os.kill(kernel, signal.SIGKILL)
     with lock(Workspace(micro), "now", wait_s=10):

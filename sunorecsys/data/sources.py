@@ -7,7 +7,7 @@ __all__ = ['SUNO_EXTRA', 'Tables', 'LASTFM_FILES', 'N_TAGS', 'SOURCES', 'suno_so
            'playlists', 'artist_tags', 'lastfm_2k', 'sequences', 'parse_mapping', 'columns_to_read', 'table',
            'IngestReport', 'ingest']
 
-# %% ../../nbs/11_data.sources.ipynb #e7a2ca7e
+# %% ../../nbs/11_data.sources.ipynb #0659d2c0
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..schema import READERS, Col, fields
-from ..workspace import Workspace, file_hash, lock, value_hash
+from ..workspace import Workspace, file_hash, lock
 from ..workspace import read_json as read_workspace_json
 from .log import utc
 from .records import json_records, read_json, read_lines
@@ -258,7 +258,7 @@ def _options(source: str, **given: Any) -> dict[str, Any]:
         raise SourceError(f"source {source!r} takes no {wrong[0]}")
     return given
 
-# %% ../../nbs/11_data.sources.ipynb #1e36873d
+# %% ../../nbs/11_data.sources.ipynb #d871b5d3
 def ingest(
     source: str, # a key of `SOURCES`
     path: Path | str, # file, or folder for lastfm-2k
@@ -278,16 +278,14 @@ def ingest(
     observed_at = None if observed_at is None else utc(observed_at)
     options = _options(source, mapping=mapping, table=table, time_unit=time_unit, observed_at=observed_at)
     path, notes = Path(path).expanduser(), []
-    if path.is_dir() != (source == "lastfm-2k"):
-        wants, there = ("folder" if source == "lastfm-2k" else "file"), ("" if path.exists() else "; it is not there")
-        raise SourceError(f"{path}: {source} reads a {wants}{there}")
+    if path.is_dir() and source != "lastfm-2k":
+        raise SourceError(f"{path} is a folder; {source} reads a file")
     if not path.is_dir():
         readable(path)
     if Workspace(workspace_root).sources.exists():
         read_workspace_json(Workspace(workspace_root).sources)  # a damaged record is found before anything is written
     content, ws = file_hash(path), Workspace(workspace_root)
-    how = [value_hash(mapping)[:8]] if mapping else []  # another mapping of the same file is other data
-    name = "-".join([source, *([table] if table and table != "interactions" else []), content[:16], *how])
+    name = "-".join([source, *([table] if table and table != "interactions" else []), content[:16]])
     with lock(ws, f"ingest {source}"), Staging(ws, name, on_bad_row=on_bad_row, now=now) as staging:
         with tqdm(unit=" rows", unit_scale=True, disable=not progress, desc=path.name) as bar:
             for kind, chunk in SOURCES[source](path, notes, **options):

@@ -144,7 +144,7 @@ def headline(facts: dict[str, Any], table: pd.DataFrame) -> str:
         lines.append("No ceiling and no oracle: the log has more than was simulated, or the week is none of the simulation's.")
     return "\n\n".join(line for line in lines if line)
 
-# %% ../../nbs/80_evaluation.report.ipynb #f678e7f4
+# %% ../../nbs/80_evaluation.report.ipynb #3157158d
 def one_list(this: Run, n: int = 15) -> pd.DataFrame:
     "The first songs of the playlist of a typically active listener, with titles and reasons."
     lists = pd.read_parquet(this.folder / "playlists.parquet")
@@ -152,7 +152,8 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
     user = sorted(plays.index, key=lambda u: (plays[u], u))[len(plays) // 2]
     titles = pd.read_parquet(this.folder / "frozen" / "songs.parquet").set_index(Col.SONG)[Col.TITLE]
     mine = lists[(lists[Col.USER] == user) & (lists[Col.RANK] <= n)]
-    named = titles.reindex(mine[Col.REASON_ID]).fillna(mine[Col.REASON_ID].set_axis(mine[Col.REASON_ID])).to_numpy()
+    song = titles.reindex(mine[Col.REASON_ID]).to_numpy()  # only a seed is a song; the id of a listener may look like one
+    named = np.where(mine[Col.REASON_KIND] == "seed", song, mine[Col.REASON_ID])
     out = pd.DataFrame({"listener": user, Col.RANK: mine[Col.RANK], Col.TITLE: titles.reindex(mine[Col.SONG]).to_numpy(),
                         Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND], "reason": named})
     return out.set_index(["listener", Col.RANK])
