@@ -66,7 +66,7 @@ class CodedLog:
         columns = (self.user_idx, self.item_idx, self.time, self.kind, self.weight)
         return CodedLog(self.users, self.items, *(c[rows] for c in columns))
 
-# %% ../nbs/05_codes.ipynb #67e9c7e5
+# %% ../nbs/05_codes.ipynb #bb870e66
 def microseconds(t: pd.Series | pd.Timestamp) -> np.ndarray:
     "Times as int64 µs since 1970 UTC; missing becomes `UNDATED`."
     if isinstance(t, pd.Timestamp):
@@ -79,7 +79,8 @@ def encode_log(interactions: pd.DataFrame, users: IdMap | None = None, items: Id
     items = IdMap(interactions[Col.SONG]) if items is None else items
     log = CodedLog(
         users, items, users.encode(interactions[Col.USER]), items.encode(interactions[Col.SONG]), microseconds(interactions[Col.TIME]),
-        pd.Index(INTERACTION_TYPES).get_indexer(interactions[Col.TYPE]).astype(np.int8), interactions[Col.WEIGHT].to_numpy(np.float32))
+        pd.Index(INTERACTION_TYPES).get_indexer(interactions[Col.TYPE]).astype(np.int8),
+        interactions[Col.WEIGHT].clip(upper=1e30).to_numpy(np.float32))  # a float32 holds no more than 3e38
     known = (log.user_idx >= 0) & (log.item_idx >= 0)
     return log if known.all() else log.take(known)
 

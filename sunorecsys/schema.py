@@ -46,7 +46,7 @@ MAX_CHARS = {"id": 256, "text": 100_000}
 INTERACTION_TYPES = ("play", "like", "share", "add", "skip")
 EARLIEST = pd.Timestamp("1900-01-01", tz="UTC")
 
-# %% ../nbs/00_schema.ipynb #81365415
+# %% ../nbs/00_schema.ipynb #39604500
 def _key(name: str, **kw: Any) -> Field:
     return Field(name, "id", required=True, nullable=False, **kw)
 
@@ -64,7 +64,7 @@ TABLES: dict[str, tuple[Field, ...]] = {
     "interactions": (
         _key(Col.USER), _key(Col.SONG), Field(Col.TIME, "time"),
         Field(Col.TYPE, "id", nullable=False, isin=INTERACTION_TYPES, default="play"),
-        Field(Col.WEIGHT, "number", nullable=False, ge=0, le=1e30, default=1.0), Field(Col.SOURCE, "id", default="organic"),
+        Field(Col.WEIGHT, "number", nullable=False, ge=0, default=1.0), Field(Col.SOURCE, "id", default="organic"),
         Field(Col.EVENT, "id"), Field(Col.RECORDED, "time")),
     "impressions": (
         _key(Col.LIST), _key(Col.USER), _key(Col.SONG), Field(Col.TIME, "time", required=True, nullable=False),
