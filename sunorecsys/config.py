@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HistoryConfig', 'SplitsConfig', 'ItemCFConfig', 'UserBasedConfig', 'QualityConfig', 'HybridConfig', 'Config',
-           'ConfigError', 'load_config']
+           'ConfigError', 'load_config', 'changed_settings']
 
 # %% ../nbs/01_config.ipynb #fc1dec2a
 import difflib
@@ -16,10 +16,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic import Field as Setting
 
-# %% ../nbs/01_config.ipynb #22585bbc
+# %% ../nbs/01_config.ipynb #34e762d5
 class _Component(BaseModel):
     "Settings of one component: typed, bounded, immutable, and closed to unknown keys."
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        "YAML reads `on` and `yes` as true; as a number that would be a silent 1."
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("a number is expected here, not true or false")
+        return value
 
 class HistoryConfig(_Component):
     "Which plays stand for a listener (`data.user_history`)."
@@ -84,7 +92,7 @@ class Config(_Component):
     quality_filter: QualityConfig = QualityConfig()
     hybrid: HybridConfig = HybridConfig()
 
-# %% ../nbs/01_config.ipynb #ee7edbc3
+# %% ../nbs/01_config.ipynb #1c300413
 class ConfigError(ValueError):
     "A setting that cannot be used; the message names file or option, key and reason."
 
@@ -105,6 +113,8 @@ def _explain(e: ValidationError, where: str) -> str:
             near = difflib.get_close_matches(key, known, n=1, cutoff=.4)
             hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"known: {', '.join(known)}"
             lines.append(f"no setting {'.'.join([*parents, key])!r}; {hint}")
+        elif err["type"] == "model_type":
+            lines.append(f"{key} = {err['input']!r}: this is a group of settings; write it as {key}: {{{_known([key])[0]}: …}}")
         else:
             lines.append(f"{'.'.join([*parents, key])} = {err['input']!r}: {err['msg'].lower()}")
     return f"{where}: " + "; ".join(lines)
@@ -146,3 +156,12 @@ def load_config(
         return Config.model_validate({str(k): v for k, v in tree.items()})
     except ValidationError as e:
         raise ConfigError(_explain(e, where)) from None
+
+# %% ../nbs/01_config.ipynb #fbb82c58
+def changed_settings(config: Config, usual: Config) -> dict[str, Any]:
+    "The settings of `config` that differ from `usual`, by their dotted names."
+    known, out = usual.model_dump(), {}
+    for key, value in config.model_dump().items():
+        pairs = {f"{key}.{k}": (v, known[key][k]) for k, v in value.items()} if isinstance(value, dict) else {key: (value, known[key])}
+        out |= {name: mine for name, (mine, theirs) in pairs.items() if mine != theirs}
+    return out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StageFailed', 'run_stage', 'WeekResult', 'inherited', 'run_week', 'finish', 'needed', 'run_forever', 'replay']
 
-# %% ../nbs/90_weekly.ipynb #74be654e
+# %% ../nbs/90_weekly.ipynb #edf80559
 import contextlib
 import os
 import sys
@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import workspace as disk
 from .config import load_config
 from .data.log import EventStore
-from .notebooks import INHERITED, as_html, execute, notebooks_folder
-from .stages import STAGES, Run, code_hash, open_run, take_over, which_boundary
-from .workspace import Workspace, atomic, is_published, lock, log_to, logger, publish, read_json, stage_record, week_name, write_json
+from .notebooks import INHERITED, as_html, execute, notebooks_folder, stderr_lines
+from .stages import STAGES, Run, code_hash, log_span, open_run, take_over, which_boundary
+from .workspace import WEEK, Workspace, lock, log_level, log_to, logger, read_json, stage_record, week_name, write_json
 
-# %% ../nbs/90_weekly.ipynb #2d7f9e15
+# %% ../nbs/90_weekly.ipynb #b66ce7ec
 class StageFailed(RuntimeError):
     "A stage notebook raised; the executed notebook holds the traceback."
 
@@ -33,16 +34,19 @@ def run_stage(this: Run, name: str) -> None:
     target = this.folder / "notebooks" / f"{stem}.ipynb"
     parameters = {"workspace": str(this.workspace.root), "week": this.week, "run": this.folder.name}
     try:
-        execute(notebooks_folder() / f"{stem}.ipynb", target, parameters, progress=sys.stderr.isatty())
+        made = execute(notebooks_folder() / f"{stem}.ipynb", target, parameters, progress=sys.stderr.isatty())
     except PapermillExecutionError as e:
-        raise StageFailed(f"stage {name} failed: {e.ename}: {e.evalue}\n  the notebook with the full traceback: {target}\n"
-                          "  finished stages are kept; run the same command again to resume") from None
+        raise StageFailed(
+            f"stage {name} failed: {e.ename}: {e.evalue}\n  the notebook with the full traceback: {target}\n"
+            "  finished stages are kept: when the cause is mended, the same command without --force goes on from there") from None
+    for line in stderr_lines(made):
+        logger.debug("%s said: %s", name, line)
     if this.done(name):
-        with atomic(this.folder / "stages" / f"{name}.executed") as tmp:
+        with disk.atomic(this.folder / "stages" / f"{name}.executed") as tmp:
             tmp.write_text(this.key(name), encoding="utf-8")
     else:
-        made = stage_record(this.folder, name)
-        why = "made something else than was asked for: code or notebook changed meanwhile" if made else "ended without its outputs"
+        other = stage_record(this.folder, name)
+        why = "made something else than was asked for: code or notebook changed meanwhile" if other else "ended without its outputs"
         raise StageFailed(f"stage {name} {why}; see {target} and run the same command again")
 
 # %% ../nbs/90_weekly.ipynb #41beef6f
@@ -73,7 +77,7 @@ def inherited(fd: int) -> Iterator[None]:
     finally:
         del os.environ[INHERITED]
 
-# %% ../nbs/90_weekly.ipynb #7beec73a
+# %% ../nbs/90_weekly.ipynb #abe135fc
 def run_week(
     workspace: str | Path,
     *,
@@ -84,10 +88,10 @@ def run_week(
     level: str = "INFO",
 ) -> WeekResult:
     "Make and publish one week; resumes a run that was interrupted."
-    ws, began = Workspace(workspace).check(), time.monotonic()
+    ws, began, level = Workspace(workspace).check(), time.monotonic(), log_level(level)
     with lock(ws, f"weekly run {week or as_of or 'of the default week'}", wait_s=10) as fd, inherited(fd):
         this = open_run(workspace, week=week, as_of=as_of, settings=settings, force=force)
-        if is_published(ws, this.folder) and not all(map(this.executed, STAGES)):  # never repair in place what is published
+        if disk.is_published(ws, this.folder) and not all(map(this.executed, STAGES)):  # never repair in place what is published
             this = open_run(workspace, week=week, as_of=as_of, settings=settings, force=True)
         executed, skipped = [], []
         with log_to(this.folder, level):
@@ -105,25 +109,27 @@ def run_week(
             finish(this)
     return WeekResult(this, tuple(executed), tuple(skipped), time.monotonic() - began)
 
-# %% ../nbs/90_weekly.ipynb #2fa6d406
+# %% ../nbs/90_weekly.ipynb #38fadbda
 def finish(this: Run) -> None:
     "Write the report and the manifest's end, publish, and mark the update; nothing is written into a published run."
     report = this.folder / "report.html"
-    if not is_published(this.workspace, this.folder):
+    if not disk.is_published(this.workspace, this.folder):
         as_html(this.folder / "notebooks" / f"{STAGES['report'].notebook}.ipynb", report, f"sunorecsys {this.week}")
         m = read_json(this.folder / "manifest.json")
         seconds = {name: stage_record(this.folder, name)["seconds"] for name in STAGES}
         now = pd.Timestamp.now("UTC").isoformat(timespec="seconds")
         write_json(this.folder / "manifest.json", m | {"finished": now, "seconds": seconds})
     EventStore(this.workspace.history_db).mark("updated", this.as_of)
-    publish(this.workspace, this.folder, this.week)
+    disk.publish(this.workspace, this.folder, this.week)
 
-# %% ../nbs/90_weekly.ipynb #52f51fa3
+# %% ../nbs/90_weekly.ipynb #f08f2fda
 def needed(workspace: str | Path, *, week: str = "", as_of: str = "", settings: Sequence[str] = ()) -> str | None:
-    "The week that should be made, or None when it is published."
+    "The week that should be made, or None when it is published with all its outputs."
     ws = Workspace(workspace).check()
     name = week_name(which_boundary(ws, load_config(ws.config_file, settings), week=week, as_of=as_of))
-    return None if name in ws.published_weeks() else name
+    run = ws.published_weeks().get(name)
+    whole = run and all((run / o).exists() for s in STAGES.values() for o in s.outputs)
+    return None if whole else name
 
 def run_forever(workspace: str | Path, *, settings: Sequence[str] = (), every_s: float = 3600.0, ticks: int | None = None) -> int:
     "Look every `every_s` seconds whether a week is needed and make it; a failure is logged and tried again. Returns the weeks made."
@@ -142,10 +148,12 @@ def run_forever(workspace: str | Path, *, settings: Sequence[str] = (), every_s:
             time.sleep(every_s)
     return made
 
-# %% ../nbs/90_weekly.ipynb #6fc536c5
+# %% ../nbs/90_weekly.ipynb #827f9edc
 def replay(workspace: str | Path, weeks: int = 10, *, settings: Sequence[str] = ()) -> list[WeekResult]:
     "Run the last `weeks` boundaries of the log in order; weeks already made are resumed or skipped."
     ws = Workspace(workspace).check()
-    last = which_boundary(ws, load_config(ws.config_file, settings))
-    starts = [last - pd.Timedelta(weeks=w) for w in range(weeks - 1, -1, -1)]
+    last, (first, newest) = which_boundary(ws, load_config(ws.config_file, settings)), log_span(ws)
+    if newest is None:
+        raise ValueError("no event has a date: a replay needs weeks to go through")
+    starts = [t for w in range(weeks - 1, -1, -1) if (t := last - w * WEEK) > (first or t - WEEK)]
     return [run_week(workspace, as_of=f"{t:%Y-%m-%d}", settings=settings) for t in starts]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RATE', 'MICRO', 'sample_recipe', 'check_free', 'split_world', 'write_tables', 'heldback_week', 'song_attributes',
-           'missing_clips', 'write_clips', 'make_sample', 'add_simulated_listeners']
+           'missing_clips', 'write_clips', 'make_sample', 'listening_sources', 'add_simulated_listeners']
 
-# %% ../../nbs/14_data.sample.ipynb #de1ed5be
+# %% ../../nbs/14_data.sample.ipynb #c42e7a15
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..schema import Col, validate
 from ..workspace import WEEK, Workspace, atomic, lock, logger, read_json, value_hash, write_json, write_table
-from .log import append_partition
+from .log import append_partition, read_log
 from .simulate import World, ids, load_truth, simulate, simulate_listeners
 from .staging import Counts, record_source
 from .synthesis import SAMPLE, Attributes, synthesise, write_clip
@@ -92,7 +92,7 @@ def heldback_week(workspace: Workspace) -> pd.DataFrame:
     "The interactions of the week after the sample's log; `FileNotFoundError` where there is no sample."
     return pd.read_parquet(workspace.simulation / "heldback.parquet")
 
-# %% ../../nbs/14_data.sample.ipynb #c4319a11
+# %% ../../nbs/14_data.sample.ipynb #a6d6d120
 def song_attributes(truth: Truth, code: int) -> Attributes:
     "The true attributes of the song with this code."
     words = (known[v] for known, v in zip(VOCABULARY.values(), truth["song_values"][code], strict=True))
@@ -107,7 +107,7 @@ def missing_clips(workspace: Workspace, n_songs: int) -> dict[int, Path]:
 def write_clips(workspace: Workspace, truth: Truth, n_songs: int, seed: int, progress: bool = True) -> int: # how many were written
     "Synthesise and write the missing clips."
     missing = missing_clips(workspace, n_songs)
-    for code, path in tqdm(missing.items(), desc="clips", unit="clip", disable=not progress):
+    for code, path in tqdm(missing.items(), desc="clips", unit="clip", disable=None if progress else True):
         write_clip(path, synthesise(song_attributes(truth, code), seed=(seed, code), sampling_rate=RATE), RATE)
     return len(missing)
 
@@ -150,6 +150,14 @@ def make_sample(
             write_clips(workspace, load_truth(workspace.simulation)[1], n_songs, seed, progress)
     logger.info("sample workspace: %s songs, %s listeners, regime %s, seed %s", n_songs, n_users, regime, seed)
     return workspace
+
+# %% ../../nbs/14_data.sample.ipynb #1c9893e1
+def listening_sources(workspace: Workspace) -> dict[str, bool]:
+    "What brought the listening of a workspace, by name, and whether it is simulated."
+    known = read_json(workspace.sources) if workspace.sources.exists() else {}
+    out = {name: "regime" in s for name, s in known.items() if s.get("interactions")}
+    online = workspace.history_db.exists() and len(read_log((None, workspace.history_db), columns=[Col.USER]))
+    return out | ({workspace.history_db.name: False} if online else {})
 
 # %% ../../nbs/14_data.sample.ipynb #2e249fa9
 def add_simulated_listeners(root: Path | str, n_users: int, seed: int = 0) -> str:
