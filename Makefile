@@ -6,7 +6,7 @@ SAMPLE ?= data/sample
 export HF_HUB_OFFLINE ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help weekly replay test lab bench soak notebooks export readme drift lint install extras clean
+.PHONY: help weekly replay test lab bench soak notebooks export readme docs drift lint install extras clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -36,6 +36,11 @@ export: $(READY) ## notebooks to modules, notebooks cleaned, README made
 
 readme: export ## README.md from nbs/index.ipynb
 
+docs: $(READY) ## the docs site, in _docs/site
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs mkdocs-material mkdocs-jupyter
+	@$(BIN)/python -c "from pathlib import Path; from sunorecsys.notebooks import as_site; as_site(Path('nbs'), Path('_docs'))"
+	@$(BIN)/mkdocs build --quiet --config-file _docs/mkdocs.yml && echo "docs: _docs/site/index.html"
+
 drift: $(READY) ## fail when modules, notebooks or README are not what the notebooks say
 	@before=$$(git status --porcelain; git diff HEAD | git hash-object --stdin); $(MAKE) --no-print-directory export; \
 	after=$$(git status --porcelain; git diff HEAD | git hash-object --stdin); \
@@ -63,4 +68,4 @@ extras: $(READY) ## optional packages whose pins do not resolve with ours
 	@$(BIN)/python -m pip install --quiet --no-deps laion-clap==1.1.7 musicnn==0.1.0 audiobox_aesthetics==0.0.4
 
 clean: ## what was made: environment, sample, caches
-	rm -rf .venv $(SAMPLE) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(SAMPLE) _docs .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

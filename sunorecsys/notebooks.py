@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INHERITED', 'PAGE', 'NOISE', 'notebooks_folder', 'read_notebook', 'write_notebook', 'tags', 'code_cells',
            'NotebookError', 'parameter_names', 'production_copy', 'InheritingKernelManager', 'execute',
-           'template_folders', 'as_html', 'stderr_lines', 'quiet', 'store_outputs', 'renew', 'as_readme']
+           'template_folders', 'as_html', 'stderr_lines', 'quiet', 'store_outputs', 'renew', 'as_readme', 'as_site']
 
-# %% ../nbs/03_notebooks.ipynb #d257a618
+# %% ../nbs/03_notebooks.ipynb #e4b7dcb1
 import html
 import importlib.metadata
 import json
@@ -23,7 +23,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 import sunorecsys
 
-from .workspace import atomic
+from .workspace import atomic, write_json
 
 # %% ../nbs/03_notebooks.ipynb #16659354
 def notebooks_folder() -> Path:
@@ -220,3 +220,23 @@ def as_readme(index: Path, target: Path) -> None:
         body = body.replace(f"]({name})", f"]({files.relative_to(target.resolve().parent).as_posix()}/{name})")
     with atomic(target) as tmp:
         tmp.write_text(re.sub(r"\n{3,}", "\n\n", re.sub(r"<style.*?</style>\n", "", body, flags=re.S)).strip() + "\n", encoding="utf-8")
+
+# %% ../nbs/03_notebooks.ipynb #44958199
+def as_site(notebooks: Path, target: Path) -> Path:
+    "Write the pages of the docs site and its `mkdocs.yml` below `target`; returns the configuration's path."
+    pages = target / "pages"
+    pages.mkdir(parents=True, exist_ok=True)
+    nav: list[dict[str, str]] = []
+    for path in sorted(notebooks.glob("*.ipynb"), key=lambda p: (p.stem != "index", p.name)):
+        nb = read_notebook(path)
+        nb["cells"] = [c for c in nb["cells"] if not re.match(r"#\| *(hide|default_exp)", c["source"])]
+        for c in code_cells(nb):
+            c["source"] = re.sub(r"^#\| *\w+.*\n", "", c["source"], flags=re.M)
+        write_notebook(pages / path.name, nb)
+        number = path.stem.split("_")[0]
+        title = next((m[1] for c in nb["cells"] if (m := re.match(r"# (.+)", c["source"]))), path.stem)
+        nav.append({title if path.stem == "index" else f"{number} · {title}": path.name})
+    config = {"site_name": "sunorecsys", "docs_dir": "pages", "site_dir": "site", "nav": nav,
+              "theme": {"name": "material", "font": False}, "plugins": ["search", {"mkdocs-jupyter": {"execute": False}}]}
+    write_json(target / "mkdocs.yml", config)  # JSON is YAML
+    return target / "mkdocs.yml"
