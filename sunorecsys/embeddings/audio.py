@@ -43,7 +43,7 @@ def sniff(
         return "an HTML page"
     return "text" if head and not any(b < 9 or 13 < b < 32 for b in head) else ""
 
-# %% ../../nbs/30_embeddings.audio.ipynb #21c20fab
+# %% ../../nbs/30_embeddings.audio.ipynb #85b3f4e7
 class AudioError(ValueError):
     "A file that holds no sound that can be used; says which file and why."
 
@@ -51,6 +51,7 @@ class AudioError(ValueError):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = Path(path), reason
 
+# %% ../../nbs/30_embeddings.audio.ipynb #617e0d57
 @dataclass
 class Levels:
     "What is measured while a file streams by."
@@ -87,7 +88,7 @@ def _opened(path: Path) -> Iterator[Any]:
             raise AudioError(path, "has no audio stream")
         yield container
 
-# %% ../../nbs/30_embeddings.audio.ipynb #ceb47424
+# %% ../../nbs/30_embeddings.audio.ipynb #83145d65
 def _frames(container: Any, levels: Levels) -> Iterator[Any]:
     "Decoded frames of the first audio stream; packets that cannot be decoded are counted."
     import av
@@ -108,6 +109,7 @@ def _frames(container: Any, levels: Levels) -> Iterator[Any]:
             return
         yield from decoded
 
+# %% ../../nbs/30_embeddings.audio.ipynb #72492e49
 BLOCK = 65_536 # samples per channel
 
 def _interleaved(frames: Iterable[Any], size: int = BLOCK) -> Iterator[tuple[np.ndarray, int]]: # float32 (samples, channels), Hz
@@ -247,7 +249,7 @@ def waveform_svg(
     outline = " ".join(f"{a:.0f},{(1 - b) * height / 2:.1f}" for a, b in points)
     return f'<svg width="{width}" height="{height}" style="background:#f4f4f4"><polygon points="{outline}" fill="#4477aa"/></svg>'
 
-# %% ../../nbs/30_embeddings.audio.ipynb #2dfef536
+# %% ../../nbs/30_embeddings.audio.ipynb #00cb906e
 def _gathered(blocks: Iterable[np.ndarray], step: int) -> np.ndarray: # float32[n]
     "Blocks as one array, without a second copy."
     out, n = np.empty(step, np.float32), 0
@@ -259,6 +261,7 @@ def _gathered(blocks: Iterable[np.ndarray], step: int) -> np.ndarray: # float32[
     out.resize(n, refcheck=False)
     return out
 
+# %% ../../nbs/30_embeddings.audio.ipynb #ef86616c
 def _noticed(path: Path, levels: Levels, max_seconds: float) -> Iterator[str]:
     "What a person should know of a file that could be decoded."
     if levels.mono_peak < SILENT:
@@ -293,7 +296,7 @@ def read_audio(
         raise AudioError(path, f"holds {levels.samples} samples ({1000 * levels.seconds:.2f} ms), which is no sound{lost}")
     return Clip(samples, sampling_rate, len(samples) / sampling_rate, tuple(_noticed(path, levels, max_seconds)))
 
-# %% ../../nbs/30_embeddings.audio.ipynb #04cce6f5
+# %% ../../nbs/30_embeddings.audio.ipynb #8f58dedd
 def log_spectrogram(
     clip: Clip,
     n_columns: int = 400, # at most
@@ -308,6 +311,7 @@ def log_spectrogram(
     bands = np.maximum.reduceat(power, edges.astype(int), axis=1).T
     return np.maximum(10 * np.log10(bands / max(bands.max(), 1e-12) + 1e-12), -80).astype(np.float32)
 
+# %% ../../nbs/30_embeddings.audio.ipynb #9de660bd
 def spectrogram_plot(clip: Clip, ax: Any, title: str = "") -> None:
     "Draw a clip's spectrogram on a matplotlib axis."
     ax.imshow(log_spectrogram(clip), origin="lower", aspect="auto", extent=(0, clip.seconds, 0, 1), cmap="magma")
