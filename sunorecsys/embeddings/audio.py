@@ -65,7 +65,7 @@ class Levels:
     damaged: int = 0 # packets that could not be decoded
     cut: bool = False # stopped by the limit
 
-# %% ../../nbs/30_embeddings.audio.ipynb #41dd7e0f
+# %% ../../nbs/30_embeddings.audio.ipynb #87572abf
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     "The container, opened for plain local sound only; `AudioError` where there is none."
@@ -86,7 +86,12 @@ def _opened(path: Path) -> Iterator[Any]:
     with container:
         if not container.streams.audio:
             raise AudioError(path, "has no audio stream")
-        yield container
+        if container.streams.audio[0].codec_context is None: # its header names a codec that nobody knows
+            raise AudioError(path, "holds sound of an unknown codec; its header may be broken")
+        try:
+            yield container
+        except av.FFmpegError as e: # as of frames whose rate or layout no converter takes
+            raise AudioError(path, f"cannot be decoded: its frames make no sense ({e.strerror})") from None
 
 # %% ../../nbs/30_embeddings.audio.ipynb #83145d65
 def _frames(container: Any, levels: Levels) -> Iterator[Any]:
