@@ -38,7 +38,7 @@ ABSENT = {
     "music_flamingo": "re-ranking: not in this version",
 }
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #5bdbc863
+# %% ../../nbs/72_recommenders.hybrid.ipynb #e5ad5093
 def recall(model: "HybridRecommender", users: np.ndarray, history: History, exclude: sparse.csr_matrix) -> Candidates:
     "Stage 1: the union of the channels' candidates outside `exclude` (bool CSR [U, items])."
     k = model.config.n_recall
@@ -58,7 +58,7 @@ def ranked(model: "HybridRecommender", block: Candidates, n: int) -> Ranked:
 def best_reasons(model: "HybridRecommender", users: np.ndarray, history: History, r: Ranked) -> tuple[np.ndarray, Reasons]:
     "(channel with the largest contribution, object [U, n]; its reasons)."
     top = r.contribution.argmax(-1)
-    why = [m._reasons(users, history, r.items) for m in model.channels.values()]
+    why = [m._reasons(users, history, np.where(top == c, r.items, -1)) for c, m in enumerate(model.channels.values())]
     def of(field: str) -> np.ndarray:
         return np.choose(top, [getattr(w, field) for w in why])
     names = np.array(list(model.channels), object)
