@@ -21,11 +21,11 @@ import pandas as pd
 
 from .schema import Col, validate
 
-# %% ../nbs/06_testing.ipynb #50e621eb
+# %% ../nbs/06_testing.ipynb #81c7398c
 AS_OF = pd.Timestamp("2026-06-01", tz="UTC").as_unit("us")
 
 def toy_tables(n_users: int = 16, n_songs: int = 24, n_plays: int = 600, seed: int = 0) -> dict[str, pd.DataFrame]:
-    "Validated `songs`, `song_stats` and `interactions`; four weeks before `AS_OF` and one after it."
+    "Validated `songs`, `song_stats`, `interactions` and `impressions`; four weeks before `AS_OF` and one after it."
     rng = np.random.default_rng(seed)
     start, week = AS_OF - pd.Timedelta(weeks=4), pd.Timedelta(weeks=1)
     song = np.array([f"s{i:02d}" for i in range(n_songs)])
@@ -44,7 +44,9 @@ def toy_tables(n_users: int = 16, n_songs: int = 24, n_plays: int = 600, seed: i
                           Col.EVENT: np.arange(n_plays).astype(str)})[exists & ~late]
     stats = pd.DataFrame({Col.SONG: np.tile(song, 6), Col.OBSERVED: np.repeat([start + w * week for w in range(6)], n_songs),
                           Col.PLAYS: rng.integers(0, 99, 6 * n_songs), Col.LIKES: 1.0})
-    frames = {"songs": songs, "song_stats": stats, "interactions": plays.sort_values(Col.TIME)}
+    plays = plays.sort_values(Col.TIME)
+    shown = plays.iloc[::2][[Col.USER, Col.SONG, Col.TIME]].assign(**{Col.LIST: "home", Col.POSITION: 1, Col.CLICKED: 1})
+    frames = {"songs": songs, "song_stats": stats, "interactions": plays, "impressions": shown}
     return {name: validate(f, name)[0] for name, f in frames.items()}
 
 # %% ../nbs/06_testing.ipynb #55329a6c

@@ -1,4 +1,6 @@
 """Both collaborative channels against naive dense references, and at the edges: nothing, one of everything, ties, a flood."""
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,10 +8,14 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from sunorecsys.codes import pad_history
+from sunorecsys.recommenders.base import FORMAT, Random
+from sunorecsys.recommenders.hybrid import HybridRecommender
 from sunorecsys.recommenders.item_cf import ItemCF, neighbours, shrunk_columns, strongest_seed, voters, votes
+from sunorecsys.recommenders.quality_filter import QualityFilter
 from sunorecsys.recommenders.user_based import UserBased, als, best_products, confidence, fit_factors, fold_in, short_list, unit
 from sunorecsys.schema import Col, validate
-from sunorecsys.testing import AS_OF, toy_tables
+from sunorecsys.testing import AS_OF, fingerprint, toy_tables
+from sunorecsys.workspace import link_tree, read_json, write_json
 
 MODELS = [ItemCF, UserBased]
 
@@ -258,15 +264,93 @@ def test_fresh_history_folds_a_known_listener_in():
     same = model.candidates(np.array([1]), 5, history=model.x.history.rows(np.array([1])))
     np.testing.assert_array_equal(same.scores, model.candidates(np.array([1]), 5).scores)  # the stored ones change nothing
 
-def test_a_reason_names_a_listener_who_has_the_song_and_is_not_you():
+def test_a_reason_shows_what_somebody_like_you_played_last_and_names_nobody():
     tables = toy_tables(n_users=60, n_songs=60, n_plays=2000)
     model = small(UserBased).fit(**tables, as_of=AS_OF)
     got = model.recommend(user_ids=model.x.users.ids.tolist(), n=10)
     got = got[got[Col.CHANNEL] == "user_based"]
     assert set(got[Col.REASON_KIND]) <= {"listener", "factors"} and (got[Col.REASON_KIND] == "listener").mean() > .5
     why = got[got[Col.REASON_KIND] == "listener"]
-    assert (why[Col.REASON_ID] != why[Col.USER]).all() and why[Col.REASON_WEIGHT].between(0, 1 + 1e-6).all()
-    liked = model.x.liked.toarray() > 0
-    assert liked[model.x.users.encode(why[Col.REASON_ID]), model.x.items.encode(why[Col.SONG])].all()
+    assert not set(why[Col.REASON_ID]) & set(model.x.users.ids) and why[Col.REASON_WEIGHT].between(0, 1 + 1e-6).all()
+    liked, last = model.x.liked.toarray() > 0, model.x.history.item_idx[:, -2:]
+    for user, mine in why.groupby(Col.USER):
+        like = model.similar_users(user)
+        assert user not in set(like[Col.USER])
+        them = model.x.users.encode(like[Col.USER])
+        for song, shown, weight in zip(*model.x.items.encode(mine[[Col.SONG, Col.REASON_ID]].to_numpy().T.ravel()).reshape(2, -1),
+                                       mine[Col.REASON_WEIGHT], strict=True):
+            true = liked[them, song] & (last[them] == shown).any(axis=1) & np.isclose(like[Col.SCORE], weight, rtol=1e-5)
+            assert shown != song and true.any()
     rest = got[got[Col.REASON_KIND] == "factors"]
     assert rest[Col.REASON_ID].isna().all() and (rest[Col.REASON_WEIGHT] == 0).all()
+
+@pytest.mark.parametrize(("cls", "settings"), [
+    (ItemCF, {"top_k_per_seed": -1}), (ItemCF, {"top_k_per_seed": 0}), (ItemCF, {"top_k_per_seed": 2.5}), (ItemCF, {"shrinkage": -1}),
+    (ItemCF, {"shrinkage": float("nan")}), (ItemCF, {"random_state": -1}), (ItemCF, {"history": {"last_n": 0}}),
+    (UserBased, {"n_factors": 0}), (UserBased, {"n_factors": "many"}), (UserBased, {"regularization": 0}),
+    (UserBased, {"alpha": float("inf")}), (UserBased, {"n_iterations": -3}), (QualityFilter, {"min_plays": -1}),
+    (HybridRecommender, {"item_cf": {"top_k_per_seed": -1}}),
+    (HybridRecommender, {"user_based": {"n_factor": 8}}), (HybridRecommender, {"n_recall": 0}), (Random, {"random_state": -1})])
+def test_a_constructor_refuses_what_a_configuration_may_not_say(cls, settings):
+    name, value = next(iter(settings.items()))
+    with pytest.raises(ValueError, match=next(iter(value)) if isinstance(value, dict) else name):
+        cls(**settings)
+
+# --- saved models
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    "A folder with one saved model of every class."
+    tables, folder = toy_tables(), tmp_path_factory.mktemp("saved")
+    hybrid = HybridRecommender(user_based={"n_factors": 4, "n_iterations": 2}, n_recall=20).fit(**tables, as_of=AS_OF)
+    hybrid.save(folder / "HybridRecommender")
+    hybrid.quality.save(folder / "QualityFilter")
+    for m in hybrid.channels.values():
+        m.save(folder / type(m).__name__)
+    return folder
+
+CLASSES = [ItemCF, UserBased, QualityFilter, HybridRecommender]
+
+@pytest.mark.parametrize("found", [None, 1, "2", 99])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_another_or_no_format_is_one_clear_sentence(cls, found, saved, tmp_path):
+    folder = shutil.copytree(saved / cls.__name__, tmp_path / "m")
+    m = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", {k: v for k, v in (m | {"format": found}).items() if v is not None and k != "files"})
+    with pytest.raises(ValueError, match="format") as e:
+        cls.load(folder)
+    said = str(e.value)
+    assert str(folder) in said and f"format {found}" in said and f"reads format {FORMAT}" in said and "sunorecsys weekly" in said
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_file_of_a_saved_model_is_sealed(cls, saved, tmp_path):
+    names = [p.relative_to(saved / cls.__name__) for p in (saved / cls.__name__).rglob("*") if p.is_file() and p.name != "manifest.json"]
+    assert names
+    for i, name in enumerate(names):
+        folder = shutil.copytree(saved / cls.__name__, tmp_path / str(i))
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{name.name} is not what was saved"):
+            cls.load(folder)
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"{name.name} is not what was saved"):
+            cls.load(folder)
+    assert set(read_json(saved / cls.__name__ / "manifest.json")["versions"]) >= {"sunorecsys", "numpy", "implicit"}
+
+def test_parts_of_two_hybrids_do_not_mix(saved, tmp_path):
+    folder, other = (shutil.copytree(saved / "HybridRecommender", tmp_path / x) for x in "ab")
+    ItemCF(top_k_per_seed=1).fit(**toy_tables(), as_of=AS_OF).save(other / "channels/item_cf")
+    shutil.rmtree(folder / "channels/item_cf")
+    shutil.move(other / "channels/item_cf", folder / "channels/item_cf")
+    with pytest.raises(ValueError, match="channels/item_cf/manifest.json is not what was saved"):
+        HybridRecommender.load(folder)
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_saving_again_does_not_write_into_linked_files(cls, saved, tmp_path):
+    link_tree(saved / cls.__name__, tmp_path / "linked")
+    model = cls.load(saved / cls.__name__)
+    before = fingerprint(tmp_path / "linked")
+    cls(**({"n_factors": 4} if cls is UserBased else {})).fit(**toy_tables(seed=1), as_of=AS_OF).save(saved / cls.__name__)
+    assert fingerprint(tmp_path / "linked") == before
+    cls.load(tmp_path / "linked")
+    model.save(saved / cls.__name__)  # as it was, for the other tests

@@ -14,7 +14,7 @@ import numpy as np
 from ..codes import Candidates, top_k
 from .rerank import cap_creators
 
-# %% ../../nbs/71_recommenders.blending.ipynb #0f5d05ee
+# %% ../../nbs/71_recommenders.blending.ipynb #43e7e61a
 def union(parts: Sequence[Candidates]) -> Candidates:
     "Merge one-channel candidates of the same listeners; each song once per listener, one score column a channel."
     items = np.concatenate([p.item_idx for p in parts], axis=1)
@@ -29,23 +29,20 @@ def union(parts: Sequence[Candidates]) -> Candidates:
     width = int(place.max(initial=0)) + 1
     u, at = np.nonzero(there)
     out = np.full((len(items), width), -1, np.int32)
-    scores = np.full((len(items), width, len(parts)), np.nan, np.float32)
+    scores = np.full((len(parts), len(items), width), np.nan, np.float32).transpose(1, 2, 0)
     out[u, place[u, at]] = items[u, at]
     scores[u, place[u, at], channel[u, at]] = score[u, at]
     return Candidates(parts[0].user_idx, out, scores, tuple(p.channels[0] for p in parts))
 
-# %% ../../nbs/71_recommenders.blending.ipynb #451936ff
+# %% ../../nbs/71_recommenders.blending.ipynb #76ee6bbf
 def normalise(scores: np.ndarray) -> np.ndarray:
     "Per listener and channel, min–max to (0, 1] over the songs that the channel brought (float32 [U, K, C], NaN = not); 0 for the others."
     found = np.isfinite(scores)
-    low = np.min(scores, axis=1, keepdims=True, initial=np.inf, where=found)
-    high = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=found)
-    n = np.maximum(found.sum(axis=1, keepdims=True), 1)
-    span = high - low
+    low, high = (f.reduce(scores, axis=1, keepdims=True) for f in (np.fmin, np.fmax))  # these pass over NaN
+    span, floor = high - low, 1 / (found.sum(axis=1, keepdims=True, dtype=np.float32) + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        x = np.where(span > 0, (scores - low) / span, 1.0)
-    floor = 1.0 / (n + 1)
-    return np.where(found, floor + (1 - floor) * x, 0.0).astype(np.float32)
+        x = np.where(span > 0, (scores - low) / span, np.float32(1))
+    return np.where(found, floor + (1 - floor) * x, np.float32(0))
 
 def shares(weights: Mapping[str, float], channels: Sequence[str]) -> np.ndarray:
     "The weights of the channels present, summing to 1; float32."

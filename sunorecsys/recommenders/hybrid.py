@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'WEIGHTS', 'ABSENT', 'recall', 'passed', 'ranked', 'best_reasons', 'make_lists', 'compose', 'save_parts',
-           'load_parts', 'HybridRecommender', 'trace', 'make_week']
+           'load_parts', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #5e2136cf
-from collections.abc import Sequence
+# %% ../../nbs/72_recommenders.hybrid.ipynb #d998f43b
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,14 +15,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..codes import Candidates, History
+from ..codes import Candidates, History, IdMap
 from ..config import HistoryConfig, HybridConfig, ItemCFConfig, QualityConfig, UserBasedConfig
 from ..schema import Col
 from ..stages import Run
-from ..workspace import read_json, write_json, write_table
-from .base import Query, Reasons, Recommender, ask, exclusions, show_filled
+from ..workspace import link_tree, read_json, write_table
+from .base import Query, Reasons, Recommender, ask, exclusions, seal, show_filled, unseal
 from .blending import Ranked, rank, union
 from .item_cf import ItemCF
+from .listening import write_arrays
 from .quality_filter import QualityFilter, keep_best
 from .rerank import creator_codes
 from .user_based import UserBased
@@ -37,7 +38,7 @@ ABSENT = {
     "music_flamingo": "re-ranking: not in this version",
 }
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #5bdbc863
+# %% ../../nbs/72_recommenders.hybrid.ipynb #e5ad5093
 def recall(model: "HybridRecommender", users: np.ndarray, history: History, exclude: sparse.csr_matrix) -> Candidates:
     "Stage 1: the union of the channels' candidates outside `exclude` (bool CSR [U, items])."
     k = model.config.n_recall
@@ -57,7 +58,7 @@ def ranked(model: "HybridRecommender", block: Candidates, n: int) -> Ranked:
 def best_reasons(model: "HybridRecommender", users: np.ndarray, history: History, r: Ranked) -> tuple[np.ndarray, Reasons]:
     "(channel with the largest contribution, object [U, n]; its reasons)."
     top = r.contribution.argmax(-1)
-    why = [m._reasons(users, history, r.items) for m in model.channels.values()]
+    why = [m._reasons(users, history, np.where(top == c, r.items, -1)) for c, m in enumerate(model.channels.values())]
     def of(field: str) -> np.ndarray:
         return np.choose(top, [getattr(w, field) for w in why])
     names = np.array(list(model.channels), object)
@@ -78,7 +79,7 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude: sparse.csr
     parts = np.where((r.items < 0)[..., None], np.nan, r.contribution)[u, at]
     return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)})
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #7a3bf1ec
+# %% ../../nbs/72_recommenders.hybrid.ipynb #f06d5c53
 def compose(
     model: "HybridRecommender", channels: dict[str, Recommender], quality: QualityFilter, creators: np.ndarray
 ) -> "HybridRecommender":
@@ -89,25 +90,25 @@ def compose(
     model.channels, model.quality, model.creators, model.x, model.as_of = channels, quality, creators, first.x, first.as_of
     return model
 
-def save_parts(model: "HybridRecommender", folder: Path) -> None:
-    "Write every part below `folder`; the manifest last."
+# %% ../../nbs/72_recommenders.hybrid.ipynb #f8156d53
+def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Path] | None = None) -> None:
+    "Write every part below `folder`, the manifest last; a channel that is `saved` already (name → its folder) is linked."
     for name, m in model.channels.items():
-        m.save(folder / "channels" / name)
+        target = folder / "channels" / name
+        if saved and name in saved:
+            link_tree(saved[name], target)
+        else:
+            m.save(target)
     model.quality.save(folder / "quality")
-    np.save(folder / "creators.npy", model.creators, allow_pickle=False)
-    manifest = {"format": 1, "class": "HybridRecommender", "params": model.params(), "channels": list(model.channels)}
-    write_json(folder / "manifest.json", manifest)
+    write_arrays(folder / "creators.npz", creators=model.creators)
+    seal(folder, "HybridRecommender", params=model.params(), channels=list(model.channels))
 
 def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommender":
     "Read what `save_parts` wrote."
-    if not (folder / "manifest.json").exists():
-        raise FileNotFoundError(f"no saved hybrid in {folder} (manifest.json is not there)")
-    m = read_json(folder / "manifest.json")
-    if (m.get("format"), m.get("class")) != (1, "HybridRecommender"):
-        raise ValueError(f"{folder} holds a {m.get('class')} of format {m.get('format')}, not a HybridRecommender of format 1")
+    m = unseal(folder, "HybridRecommender")
     channels = {name: CHANNELS[name].load(folder / "channels" / name) for name in m["channels"]}
-    params = m["params"] | {"history": HistoryConfig(**m["params"]["history"])}
-    return compose(cls(**params), channels, QualityFilter.load(folder / "quality"), np.load(folder / "creators.npy", allow_pickle=False))
+    with np.load(folder / "creators.npz", allow_pickle=False) as a:
+        return compose(cls(**m["params"]), channels, QualityFilter.load(folder / "quality"), a["creators"])
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #5eebaa54
 class HybridRecommender(Recommender):
@@ -173,22 +174,45 @@ def trace(
             "removed": lost, "threshold": model.quality.quality_threshold if model.config.use_quality_filter else None, "absent": ABSENT,
             "playlist": model.recommend(user_id, song_ids=song_ids, n=n)}
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #760141ee
+# %% ../../nbs/72_recommenders.hybrid.ipynb #bb0be582
+def everybody(run: Path) -> pd.Index:
+    "Who is to get a list: all whose events are frozen in the run folder, and all who are registered; sorted."
+    tables = [run / "frozen" / f"{name}.parquet" for name in ("interactions", "users")]
+    return IdMap(pd.concat([pd.read_parquet(p, columns=[Col.USER])[Col.USER] for p in tables if p.exists()])).ids
+
+def served(run: Path) -> dict[str, int]:
+    "Numbers of `listeners`, `with_list` (of them `short` and `cold_start` ones), and `no_song_left`, of a run folder."
+    lists = pd.read_parquet(run / "playlists.parquet", columns=[Col.USER, Col.REASON_KIND])
+    n = read_json(run / "models" / "hybrid" / "final" / "manifest.json")["params"]["n"]
+    each = lists[Col.REASON_KIND].eq("cold_start").groupby(lists[Col.USER]).agg(["size", "all"])
+    listeners = len(everybody(run))
+    return {"listeners": listeners, "with_list": len(each), "short": int((each["size"] < n).sum()),
+            "cold_start": int(each["all"].sum()), "no_song_left": listeners - len(each)}
+
+def served_in_words(counts: dict[str, int]) -> str:
+    "What `served` counted, in one sentence."
+    more = {"short": "shorter than wished, because so few songs are new to them",
+            "cold_start": "with popular songs only, because nothing that they like is known"}
+    said = [f"{counts['with_list']:,} of {counts['listeners']:,} listeners got a list"]
+    said += [f"{counts[k]:,} of them {why}" for k, why in more.items() if counts[k]]
+    if counts["no_song_left"]:
+        said.append(f"{counts['no_song_left']:,} got none, having played every song there is")
+    return "; ".join(said) + "."
+
+# %% ../../nbs/72_recommenders.hybrid.ipynb #d4f7201f
 def make_week(this: Run, out: Path) -> pd.DataFrame:
     "The stage: compose both hybrids from fitted channels, save them, and write `playlists.parquet` for every listener known or registered."
     c = this.config
     songs = pd.read_parquet(this.folder / "frozen" / "songs.parquet")
     for part in ("validation", "final"):
-        channels = {name: cls.load(this.folder / "models" / name / part) for name, cls in CHANNELS.items()}
+        saved = {name: this.folder / "models" / name / part for name in CHANNELS}
+        channels = {name: cls.load(saved[name]) for name, cls in CHANNELS.items()}
         quality = QualityFilter.load(this.folder / "models" / "quality_filter" / part)
         model = HybridRecommender(**c.hybrid.model_dump(), **c.quality_filter.model_dump(), history=c.history, random_state=c.random_state,
                                   item_cf=c.item_cf.model_dump(), user_based=c.user_based.model_dump())
         compose(model, channels, quality, creator_codes(songs, next(iter(channels.values())).x.items))
-        model.save(out / "models" / "hybrid" / part)
-    users = model.x.users.ids
-    if (this.folder / "frozen" / "users.parquet").exists():  # registered, but nothing played yet: a cold start
-        users = users.union(pd.Index(pd.read_parquet(this.folder / "frozen" / "users.parquet")[Col.USER]))
-    lists = model.recommend(user_ids=users.tolist())
+        save_parts(model, out / "models" / "hybrid" / part, saved)
+    lists = model.recommend(user_ids=everybody(this.folder).tolist())
     lists = lists.assign(**{Col.LIST: this.week + "/" + lists[Col.USER], Col.WEEK: this.week, Col.VARIANT: "default",
                             Col.POLICY: "hybrid", Col.PROPENSITY: np.float32(1)})
     write_table(out / "playlists.parquet", lists)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VETO', 'PAIRS', 'shrunk_columns', 'neighbours', 'voters', 'votes', 'strongest_seed', 'ItemCF']
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #f9a04102
+# %% ../../nbs/41_recommenders.item_cf.ipynb #82f556bc
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from implicit.nearest_neighbours import all_pairs_knn
 from scipy import sparse
 
 from ..codes import History, lookup, top_k_sparse
-from ..config import HistoryConfig
+from ..config import HistoryConfig, ItemCFConfig
 from .base import Reasons, Recommender
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #4fbdf76b
@@ -89,16 +89,16 @@ def _parts(m: sparse.csr_matrix) -> dict[str, np.ndarray]:
 def _from_parts(a: dict[str, np.ndarray], n: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((a["data"], a["indices"], a["indptr"]), shape=(n, n))
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #f44080ce
+# %% ../../nbs/41_recommenders.item_cf.ipynb #1cc107d0
 class ItemCF(Recommender):
     "Item-to-item collaborative filtering: shrunk cosine on weighted plays; nothing in it is random."
     channel = "item_cf"
-    near: sparse.csr_matrix
-    by: sparse.csr_matrix
+    near: sparse.csr_matrix # (items, items); `by` are its voters
 
     def __init__(self, top_k_per_seed: int = 100, shrinkage: float = 10.0, *, history: HistoryConfig | None = None, random_state: int = 0):
         super().__init__(history=history, random_state=random_state)
-        self.top_k_per_seed, self.shrinkage = top_k_per_seed, shrinkage
+        c = ItemCFConfig(top_k_per_seed=top_k_per_seed, shrinkage=shrinkage)
+        self.top_k_per_seed, self.shrinkage = c.top_k_per_seed, c.shrinkage
 
     def params(self) -> dict[str, Any]:
         "Arguments that make an equal, unfitted model; JSON-able."

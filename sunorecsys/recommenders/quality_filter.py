@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['latest_stats', 'prior', 'shrunk_rate', 'quality_scores', 'keep_best', 'QualityFilter']
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #a8064870
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #ecca8365
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,8 +14,10 @@ import pandas as pd
 
 from ..codes import IdMap
 from ..config import QualityConfig
+from ..data.splits import before
 from ..schema import Col
-from ..workspace import read_json, write_json, write_table
+from ..workspace import write_table
+from .base import seal, unseal
 
 # %% ../../nbs/50_recommenders.quality_filter.ipynb #8d8ef138
 def latest_stats(song_stats: pd.DataFrame, as_of: pd.Timestamp) -> pd.DataFrame:
@@ -64,7 +66,7 @@ def keep_best(items: np.ndarray, score: np.ndarray, exempt: np.ndarray, threshol
     np.put_along_axis(rank, np.argsort(-spare, axis=1, kind="stable"), np.arange(items.shape[1])[None, :], axis=1)
     return good | (there & ~good & (rank < short))
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #a386e05b
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #7a16bc5a
 class QualityFilter:
     "Removes songs of low quality: .5 is the catalogue's usual engagement, the default threshold of .3 is 3/7 of it."
 
@@ -76,7 +78,7 @@ class QualityFilter:
         "Score the songs that exist at `as_of` from their latest counters before it."
         none = pd.DataFrame(columns=[Col.PLAYS, Col.LIKES, Col.COMMENTS], dtype="float64")
         stats = none if song_stats is None else latest_stats(song_stats, as_of)
-        exists = songs.loc[~(songs[Col.CREATED] >= as_of), Col.SONG].sort_values(ignore_index=True)
+        exists = before(songs, Col.CREATED, as_of)[Col.SONG].sort_values(ignore_index=True)
         self.as_of, self.table = as_of, quality_scores(exists, stats)
         return self
 
@@ -96,15 +98,15 @@ class QualityFilter:
         return [s for s, ok in zip(song_ids, stay, strict=True) if ok], stats
 
     def save(self, folder: Path) -> None:
-        "Write `quality.parquet` and the parameters."
+        "Write `quality.parquet` and the manifest."
         write_table(folder / "quality.parquet", self.table)
-        write_json(folder / "manifest.json", {"class": "QualityFilter", "quality_threshold": self.quality_threshold,
-                                              "min_plays": self.min_plays, "as_of": self.as_of.isoformat()})
+        params = {"quality_threshold": self.quality_threshold, "min_plays": self.min_plays}
+        seal(folder, "QualityFilter", params=params, as_of=self.as_of.isoformat())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        "Read what `save` wrote."
-        m = read_json(folder / "manifest.json")
-        out = cls(m["quality_threshold"], m["min_plays"])
+        "Read what `save` wrote; errors as `recommenders.base.unseal`."
+        m = unseal(folder, "QualityFilter")
+        out = cls(**m["params"])
         out.as_of, out.table = pd.Timestamp(m["as_of"]), pd.read_parquet(folder / "quality.parquet")
         return out
