@@ -100,12 +100,13 @@ def import_vectors(
             store.append(rows[Col.SONG][new].tolist(), rows[HASH][new].tolist(), part[new])
     return store
 
-# %% ../../nbs/36b_embeddings.vectors.ipynb #1b0d6a7d
+# %% ../../nbs/36b_embeddings.vectors.ipynb #87ed7fbd
 def write_vectors(path: Path | str, ids: Sequence[str], vectors: np.ndarray) -> None:
     "Write ids and float32 (n, dim) as `.json`, or as `.npy` with the ids in `.ids.json` beside it; `StoreError` for another ending."
     path = Path(path)
     if path.suffix == ".json":
-        rows = [f"{json.dumps(song, ensure_ascii=False)}: [{', '.join(f'{x:.9g}' for x in v)}]" for song, v in zip(ids, vectors, strict=True)]
+        numbers = (", ".join(f"{x:.9g}" for x in v) for v in vectors)
+        rows = [f"{json.dumps(song, ensure_ascii=False)}: [{v}]" for song, v in zip(ids, numbers, strict=True)]
         with atomic(path) as tmp:
             tmp.write_text("{" + ",\n".join(rows) + "}\n", encoding="utf-8")
     elif path.suffix == ".npy":
