@@ -147,7 +147,7 @@ def recall_of(s: Searching, k: int = 10, n_queries: int = 200, seed: int = 0) ->
     worst = np.where(wanted, truth, np.inf).min(axis=1, keepdims=True)
     return float((found >= worst - 1e-6).sum() / max(wanted.sum(), 1))
 
-# %% ../../nbs/38_embeddings.index.ipynb #bf6f1b90
+# %% ../../nbs/38_embeddings.index.ipynb #8ef5b007
 FORMAT = 1
 
 def save_index(s: Searching, folder: Path) -> None:
@@ -161,6 +161,7 @@ def save_index(s: Searching, folder: Path) -> None:
     about = {"format": FORMAT, "dim": s.index.d, "rows": len(s.ids), "ef_search": s.ef_search, "recall": s.recall}
     write_json(folder / "manifest.json", about | {"files": files, "faiss": faiss.__version__})
 
+# %% ../../nbs/38_embeddings.index.ipynb #6b2802fb
 def load_index(folder: Path) -> tuple[Any, pd.DataFrame, dict[str, Any]]:
     "faiss index, ids and manifest of a folder; `StoreError` naming the file that is missing or not what was saved."
     import faiss
