@@ -181,10 +181,10 @@ def load_index(folder: Path) -> tuple[Any, pd.DataFrame, dict[str, Any]]:
             raise StoreError(f"{folder / name} is missing or not what was saved; build the index again")
     return faiss.read_index(str(folder / "index.faiss")), pd.read_parquet(folder / "ids.parquet"), m
 
-# %% ../../nbs/38_embeddings.index.ipynb #0f4ce715
+# %% ../../nbs/38_embeddings.index.ipynb #308cef8e
 def widened(s: Searching, min_recall: float) -> None:
     "Set `ef_search` to the first width that reaches the recall, and note the recall that was measured."
-    for s.ef_search in (32, 64, 128, 256, 512):
+    for s.ef_search in (32, 48, 64, 96, 128, 192, 256, 384, 512):
         s.recall = recall_of(s)
         if s.recall >= min_recall:
             break
