@@ -33,7 +33,7 @@ from .encoder import Encoder, EncoderError
 from .store import HASH, EmbeddingStore, StoreError, hold
 from .vectors import write_vectors
 
-# %% ../../nbs/37_embeddings.extract.ipynb #d0958d59
+# %% ../../nbs/37_embeddings.extract.ipynb #357994c0
 class Ahead:
     "What threads and their consumer agree on: bytes that wait, whose turn it is, whether it is over."
 
@@ -45,7 +45,9 @@ class Ahead:
         "One item in a thread; None when it is over."
         with self.changed:
             self.changed.wait_for(lambda: self.over or self.held < self.max_bytes or number == self.turn)
-        result = None if self.over else self.work(item)
+            if self.over:
+                return None
+        result = self.work(item)
         with self.changed:
             self.held += self.size(result)
         return result
@@ -134,12 +136,12 @@ class Extraction:
         left = f", {self.left:,} left" if self.left else ""
         return f"Extraction({len(self.embedded):,} embedded, {len(self.unchanged):,} unchanged, {len(self.failed):,} failed{left})"
 
-# %% ../../nbs/37_embeddings.extract.ipynb #cd6c10ce
+# %% ../../nbs/37_embeddings.extract.ipynb #a660d171
 BATCH_BYTES = 2**28  # of clips in one batch, whatever its size: a batch of three-hour sets is a small one
 
-def bytes_of(look: Look | None) -> int:
+def bytes_of(look: Look) -> int:
     "Bytes of the clip that a look holds."
-    return look.content.samples.nbytes if look is not None and isinstance(look.content, Clip) else 0
+    return look.content.samples.nbytes if isinstance(look.content, Clip) else 0
 
 class Writing:
     "Vectors on their way into the store, and what is written with them."
