@@ -178,7 +178,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #f22feb80
+# %% ../nbs/92_cli.ipynb #1b711df7
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -188,9 +188,9 @@ class Format(StrEnum):
 
 def sentence(row: Any, titles: pd.Series) -> str:
     "A reason in words."
-    name = titles.get(row.reason_id) if row.reason_kind == "seed" else None
-    name = row.reason_id if pd.isna(name) else name
-    words = {"seed": f"because you played {name} ({row.reason_weight:.0%})", "listener": f"{row.reason_id}, who listens like you, plays it",
+    name = titles.get(row.reason_id, row.reason_id)
+    lately = "" if pd.isna(row.reason_id) else f", who just played {name},"
+    words = {"seed": f"because you played {name}", "listener": f"somebody like you{lately} plays it",
              "factors": "fits your taste as a whole", "popular": "popular with many listeners",
              "cold_start": "popular; we do not know you yet"}
     return words[row.reason_kind]

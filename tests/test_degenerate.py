@@ -102,7 +102,7 @@ def run_cells(root: Path, stage: str) -> str:
 def test_every_stage_ends_well(name: str, workspace: Callable[..., Path]) -> None:
     case, registered, words = CASES[name]
     root = workspace(case, registered)
-    said = {stage: run_cells(root, stage) for stage in STAGES if stage != "report"}
+    said = {stage: run_cells(root, stage) for stage in STAGES}
     this: Run = open_run(root, week=WEEK)
     counts = served(this.folder)
     assert served_in_words(counts) in said["hybrid"]
@@ -120,14 +120,14 @@ def test_every_stage_ends_well(name: str, workspace: Callable[..., Path]) -> Non
 
 
 @pytest.mark.parametrize(("case", "says"), [
-    (lambda x, s: (x.iloc[:0], s), "no event in the log before 2026-03-16; ingest listening or name another week"),
+    (lambda x, s: (x.iloc[:0], s), "is empty: nobody has played anything; bring plays with 'sunorecsys ingest'"),
     (lambda x, s: (x.assign(**{Col.SONG: "x" + x[Col.SONG]}), s), "of a song that exists by then"),
     (lambda x, s: (x, s.iloc[:0]), "of a song that exists by then"),
     (lambda x, s: (x, s.assign(**{Col.CREATED: x[Col.TIME].max() + pd.Timedelta(days=9)})), "of a song that exists by then"),
 ])
 def test_nothing_to_learn_from_is_one_sentence(case: Callable[[pd.DataFrame, pd.DataFrame], Tables], says: str,
                                                workspace: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="no event in the log before") as e:
+    with pytest.raises(ValueError) as e:
         run_cells(workspace(case), "splits")
     assert says in str(e.value) and "\n" not in str(e.value)
 

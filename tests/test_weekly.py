@@ -45,7 +45,7 @@ def test_a_week_and_its_backtest(published: Path) -> None:
     metrics = json.loads((done.run.folder / "metrics.json").read_text())
     models = {r["model"] for r in metrics["rows"] if r["part"] == "validation"}
     assert {"random", "popularity", "item_cf", "user_based", "hybrid", "informed ceiling", "oracle"} <= models
-    assert metrics["simulated"]["regime"] == "easy" and "two_tower" in metrics["absent"]
+    assert metrics["sources"] == {"sample": True} and "two_tower" in metrics["absent"]
     report = done.report.read_text()
     assert "Simulated listening" in report and report.count("data:image/png") >= 2
 
@@ -131,7 +131,7 @@ def test_every_listener_of_lastfm_gets_thirty_artists(tmp_path: Path) -> None:
     titles = pd.read_parquet(run / "frozen" / "songs.parquet").set_index("song_id")["title"]
     assert titles.reindex(lists["song_id"]).notna().all()
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["split"]["protocol"] == "per_listener" and metrics["simulated"] is None
+    assert metrics["split"]["protocol"] == "per_listener" and not any(metrics["sources"].values())
     assert "undated plays" in (run / "report.html").read_text()
 
 

@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'as_block', 'simulated_yardsticks', 'after_each_stage', 
            'write_metrics', 'report_week', 'where_from', 'headline', 'one_list', 'quality_by_week', 'plot_weeks',
            'save_weeks']
 
-# %% ../../nbs/80_evaluation.report.ipynb #40e511b1
+# %% ../../nbs/80_evaluation.report.ipynb #7cb1f60f
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from ..data.sample import listening_sources
 from ..data.simulate import load_truth
 from ..data.splits import training_tables
 from ..recommenders.base import with_yardsticks
-from ..recommenders.hybrid import ABSENT, CHANNELS, HybridRecommender, compose
+from ..recommenders.hybrid import ABSENT, CHANNELS, HybridRecommender, compose, served, served_in_words
 from ..schema import Col
 from ..stages import Run
 from ..workspace import WEEK, Workspace, atomic, boundary, read_json, week_name, write_json
 from .ceiling import informed_ceiling, oracle_scores
 from .metrics import coverage, gini
-from .protocol import KS, Question, answers, question, score_lists
+from .protocol import KS, Question, answers, asked, question, score_lists
 
 # %% ../../nbs/80_evaluation.report.ipynb #932ecbb0
 def as_block(lists: pd.DataFrame, users: IdMap, items: IdMap, n: int) -> np.ndarray:
@@ -97,17 +97,17 @@ def backtest(this: Run, ks: Sequence[int] = KS) -> pd.DataFrame | None:
     name = f"published for {week_name(this.as_of - WEEK)}"
     return score_lists({name: block}, q, ks)[0].assign(part="backtest", protocol="time")
 
-# %% ../../nbs/80_evaluation.report.ipynb #1d8f048f
+# %% ../../nbs/80_evaluation.report.ipynb #7d1ce7ee
 def exposure(lists: dict[str, np.ndarray], n_items: int, fresh: np.ndarray) -> pd.DataFrame:
     "Per model: coverage, Gini, share of `fresh` songs (bool per item), mean length of a list."
     rows = {}
     for name, block in lists.items():
         shown = block[block >= 0]
         rows[name] = {"coverage": coverage(block, n_items), "gini": gini(block, n_items),
-                      "fresh": float(fresh[shown].mean()) if len(shown) else 0.0, "length": float((block >= 0).sum(1).mean())}
+                      "fresh": float(fresh[shown].mean()) if len(shown) else 0.0, "length": float((block >= 0).sum() / max(len(block), 1))}
     return pd.DataFrame(rows).T.round(4)
 
-# %% ../../nbs/80_evaluation.report.ipynb #6612a249
+# %% ../../nbs/80_evaluation.report.ipynb #4363720e
 def write_metrics(this: Run, out: Path, table: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     "Write `metrics.json` below `out`; returns what was written."
     lists = pd.read_parquet(this.folder / "playlists.parquet", columns=[Col.USER, Col.CHANNEL])
@@ -117,13 +117,14 @@ def write_metrics(this: Run, out: Path, table: pd.DataFrame, shown: pd.DataFrame
         "events": len(times), "span": [None if pd.isna(t) else t.isoformat() for t in (times.min(), times.max())],
         "settings": changed_settings(this.config, Config()), "sources": listening_sources(this.workspace),
         "channels": list(CHANNELS), "absent": ABSENT,
+        "served": served(this.folder),
         "playlists": {"listeners": int(lists[Col.USER].nunique()), "songs": len(lists),
                       "by_channel": lists[Col.CHANNEL].value_counts(normalize=True).round(4).to_dict()},
         "rows": table.to_dict("records"), "exposure": shown.to_dict("index")}
     write_json(out / "metrics.json", value)
     return value
 
-# %% ../../nbs/80_evaluation.report.ipynb #bc71c9b8
+# %% ../../nbs/80_evaluation.report.ipynb #9d7afaae
 def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     "The stage: (facts, tidy table of all rows, exposure of the validation lists); writes `metrics.json` below `out`."
     table, lists, q, hybrid = validation(this, ks)
@@ -153,25 +154,28 @@ def headline(facts: dict[str, Any], table: pd.DataFrame) -> str:
     t = table[(table["part"] == "validation") & (table["metric"] == "NDCG") & (table["k"] == max(table["k"]))].set_index("model")
     said = [f"{n} **{r.value:.3f}** [{r.low:.3f}, {r.high:.3f}]" for n, r in t.iterrows()]
     lines = [f"# {facts['week']}", where_from(facts),
-             f"**{facts['playlists']['listeners']:,} listeners** got {facts['playlists']['songs']:,} songs.",
-             f"NDCG@{max(table['k'])} on validation ({PROTOCOLS[facts['split']['protocol']]}; {int(t['n_listeners'].max()):,} listeners "
-             f"had something to find, {int(t['n_without'].max()):,} had not): {', '.join(said)}."]
+             f"**{facts['playlists']['songs']:,} songs**: {served_in_words(facts['served'])}",
+             f"Validation ({PROTOCOLS[facts['split']['protocol']]}): {asked(t)}"]
+    if t["n_listeners"].max() > 0:
+        lines.append(f"NDCG@{max(table['k'])}: {', '.join(said)}.")
     if any(facts["sources"].values()) and "oracle" not in t.index:
         lines.append("No ceiling and no oracle: the log has more than was simulated, or the week is none of the simulation's.")
     return "\n\n".join(lines)
 
-# %% ../../nbs/80_evaluation.report.ipynb #3157158d
+# %% ../../nbs/80_evaluation.report.ipynb #9509ff18
 def one_list(this: Run, n: int = 15) -> pd.DataFrame:
     "The first songs of the playlist of a typically active listener, with titles and reasons."
     lists = pd.read_parquet(this.folder / "playlists.parquet")
     plays = pd.read_parquet(this.folder / "frozen" / "interactions.parquet", columns=[Col.USER])[Col.USER].value_counts()
+    plays = plays[plays.index.isin(lists[Col.USER])]
+    if not len(plays):
+        return pd.DataFrame({Col.TITLE: [], Col.CHANNEL: [], Col.REASON_KIND: [], "reason": []})
     user = sorted(plays.index, key=lambda u: (plays[u], u))[len(plays) // 2]
     titles = pd.read_parquet(this.folder / "frozen" / "songs.parquet").set_index(Col.SONG)[Col.TITLE]
     mine = lists[(lists[Col.USER] == user) & (lists[Col.RANK] <= n)]
-    song = titles.reindex(mine[Col.REASON_ID]).to_numpy()  # only a seed is a song; the id of a listener may look like one
-    named = np.where(mine[Col.REASON_KIND] == "seed", song, mine[Col.REASON_ID])
     out = pd.DataFrame({"listener": user, Col.RANK: mine[Col.RANK], Col.TITLE: titles.reindex(mine[Col.SONG]).to_numpy(),
-                        Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND], "reason": named})
+                        Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND],
+                        "reason": titles.reindex(mine[Col.REASON_ID]).to_numpy()})
     return out.set_index(["listener", Col.RANK])
 
 # %% ../../nbs/80_evaluation.report.ipynb #ab240d80
