@@ -1,5 +1,5 @@
 """Speed of the encoders: seconds of sound per second, windows ready in memory; best of `repeats`. Full-size models have random weights.
-On a machine with other work the wall clock says little; per CPU second is what one core alone would do.
+Both clocks are printed with the load before it: beside other work neither is a figure to quote (CPU seconds varied fourfold).
 
     python benchmarks/bench_encoders.py [name …]      names: mfcc musicnn mert-95m mert-330m music2vec clap
 
@@ -59,7 +59,7 @@ def make(name: str) -> Encoder:
         return musicnn()
     return full_clap() if name == "clap" else full_size(name)
 
-def bench(name: str, repeats: int = 5) -> dict:
+def bench(name: str, repeats: int = 3) -> dict:
     "Speed of `encode_windows` on one block of windows, on this machine's threads."
     encoder = make(name)
     n = {"mfcc": 8, "musicnn": 8, "clap": 2, "music2vec": 1}.get(name, 2)

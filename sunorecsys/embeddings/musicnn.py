@@ -7,22 +7,19 @@ __all__ = ['RATE', 'N_FFT', 'HOP', 'MELS', 'FRAMES', 'WINDOW', 'LANES', 'PREFIX'
            'mel_bands', 'log_mel', 'crc32c', 'unmask', 'read_index', 'read_checkpoint', 'weights_folder', 'layers',
            'forward', 'MusicnnEncoder', 'mean_tags', 'musicnn']
 
-# %% ../../nbs/34_embeddings.musicnn.ipynb #2de620a2
+# %% ../../nbs/34_embeddings.musicnn.ipynb #b6dbaef0
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .encoder import Encoder, EncoderError, check_clips, cut_windows, fill_window, fingerprint_of, plan_windows
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # %% ../../nbs/34_embeddings.musicnn.ipynb #223dfbd1
 RATE, N_FFT, HOP, MELS, FRAMES = 16_000, 512, 256, 96, 187
@@ -37,10 +34,10 @@ def mel_bands() -> np.ndarray: # float32 (257, 96)
     rise, fall = (hz - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - hz) / np.diff(edges)[1:]
     return (np.minimum(rise, fall).clip(0) * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
 
-# %% ../../nbs/34_embeddings.musicnn.ipynb #f46fccec
+# %% ../../nbs/34_embeddings.musicnn.ipynb #31005bc9
 WINDOW = (FRAMES + 1) * HOP # samples
 
-def log_mel(windows: np.ndarray) -> "Tensor": # float32 (w, 187, 96)
+def log_mel(windows: np.ndarray) -> Any: # tensor float32 (w, 187, 96)
     "Patches of the windows, float32 (w, 48128)."
     import torch
 
@@ -190,7 +187,7 @@ def weights_folder(weights: str, folder: str | Path | None = None) -> Path:
             raise EncoderError(f"{path} is not the file that musicnn 0.1.0 carries ({got[:12]}…, not {want[:12]}…); install it again")
     return found
 
-# %% ../../nbs/34_embeddings.musicnn.ipynb #b08b014f
+# %% ../../nbs/34_embeddings.musicnn.ipynb #e9f93cd5
 def _numbered(kind: str, i: int) -> str:
     return f"{kind}_{i}" if i else kind
 
@@ -205,7 +202,7 @@ def layers(w: dict[str, np.ndarray], device: str = "cpu") -> dict[str, Any]:
     "The checkpoint's arrays as tensors: eight folded convolutions, the dense layers and the normalisations between them."
     import torch
 
-    def tensors(*arrays: np.ndarray) -> tuple["Tensor", ...]:
+    def tensors(*arrays: np.ndarray) -> tuple[Any, ...]:
         return tuple(torch.tensor(np.ascontiguousarray(a), device=device) for a in arrays)
 
     convs = []
@@ -216,8 +213,8 @@ def layers(w: dict[str, np.ndarray], device: str = "cpu") -> dict[str, Any]:
     dense = {k: tensors(w[k + "/kernel"], w[k + "/bias"]) for k in ("dense", "dense_1")}
     return {"convs": convs, "norms": [tensors(*_affine(w, i)) for i in (0, 9, 10)], **dense}
 
-# %% ../../nbs/34_embeddings.musicnn.ipynb #cce0c3a6
-def _convolve(x: "Tensor", kernel: "Tensor", bias: "Tensor", sign: "Tensor", scale: "Tensor", shift: "Tensor") -> "Tensor":
+# %% ../../nbs/34_embeddings.musicnn.ipynb #b13dc16e
+def _convolve(x: Any, kernel: Any, bias: Any, sign: Any, scale: Any, shift: Any) -> Any:
     "(w, time, bands) → (w, time, filters): convolution, ReLU, batch normalisation, maximum over what is left of the bands."
     import torch
     from torch.nn.functional import conv2d, pad, relu
@@ -227,7 +224,7 @@ def _convolve(x: "Tensor", kernel: "Tensor", bias: "Tensor", sign: "Tensor", sca
     top = torch.cat([conv2d(one[None], kernel).amax(3) for one in x]).transpose(1, 2)
     return relu(top * sign + bias) * scale + shift
 
-def forward(net: dict[str, Any], patches: "Tensor") -> tuple["Tensor", "Tensor"]: # embeddings (w, 200), tags (w, 50) in [0, 1]
+def forward(net: dict[str, Any], patches: Any) -> tuple[Any, Any]: # tensors: embeddings (w, 200), tags (w, 50) in [0, 1]
     "MusiCNN on log-mel patches, float32 (w, 187, 96)."
     import torch
 
