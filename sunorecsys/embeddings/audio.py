@@ -7,9 +7,10 @@ __all__ = ['SIGNATURES', 'SOUND', 'DEMUXERS', 'BLOCK', 'RATES', 'FULL_SCALE', 'O
            'SHORTEST_CLIP', 'sniff', 'AudioError', 'Levels', 'decoded', 'resampled', 'ends_early', 'Clip',
            'waveform_svg', 'read_audio', 'log_spectrogram', 'spectrogram_plot', 'player']
 
-# %% ../../nbs/30_embeddings.audio.ipynb #fb50f246
+# %% ../../nbs/30_embeddings.audio.ipynb #2d12019a
 import html
 import io
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def sniff(
         return "an HTML page"
     return "text" if head and not any(b < 9 or 13 < b < 32 for b in head) else ""
 
-# %% ../../nbs/30_embeddings.audio.ipynb #21c20fab
+# %% ../../nbs/30_embeddings.audio.ipynb #85b3f4e7
 class AudioError(ValueError):
     "A file that holds no sound that can be used; says which file and why."
 
@@ -50,6 +51,7 @@ class AudioError(ValueError):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = Path(path), reason
 
+# %% ../../nbs/30_embeddings.audio.ipynb #617e0d57
 @dataclass
 class Levels:
     "What is measured while a file streams by."
@@ -63,7 +65,7 @@ class Levels:
     damaged: int = 0 # packets that could not be decoded
     cut: bool = False # stopped by the limit
 
-# %% ../../nbs/30_embeddings.audio.ipynb #41dd7e0f
+# %% ../../nbs/30_embeddings.audio.ipynb #87572abf
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     "The container, opened for plain local sound only; `AudioError` where there is none."
@@ -84,9 +86,14 @@ def _opened(path: Path) -> Iterator[Any]:
     with container:
         if not container.streams.audio:
             raise AudioError(path, "has no audio stream")
-        yield container
+        if container.streams.audio[0].codec_context is None: # its header names a codec that nobody knows
+            raise AudioError(path, "holds sound of an unknown codec; its header may be broken")
+        try:
+            yield container
+        except av.FFmpegError as e: # as of frames whose rate or layout no converter takes
+            raise AudioError(path, f"cannot be decoded: its frames make no sense ({e.strerror})") from None
 
-# %% ../../nbs/30_embeddings.audio.ipynb #7120b1c9
+# %% ../../nbs/30_embeddings.audio.ipynb #83145d65
 def _frames(container: Any, levels: Levels) -> Iterator[Any]:
     "Decoded frames of the first audio stream; packets that cannot be decoded are counted."
     import av
@@ -107,45 +114,45 @@ def _frames(container: Any, levels: Levels) -> Iterator[Any]:
             return
         yield from decoded
 
-def _interleaved(frames: Iterable[Any]) -> Iterator[tuple[np.ndarray, int]]: # float32 (samples, channels), Hz
-    "Arrays of the frames, whatever their sample format."
+# %% ../../nbs/30_embeddings.audio.ipynb #72492e49
+BLOCK = 65_536 # samples per channel
+
+def _interleaved(frames: Iterable[Any], size: int = BLOCK) -> Iterator[tuple[np.ndarray, int]]: # float32 (samples, channels), Hz
+    "Frames gathered to blocks of `size` samples or a little more, as long as format, channels and rate stay the same."
     import av
 
-    setup, convert = None, None
-    for frame in frames:
-        if setup != (now := (frame.format.name, frame.layout.name, frame.sample_rate)):
-            setup, convert = now, av.AudioResampler(format="flt")
-        for f in convert.resample(frame):
-            yield f.to_ndarray().reshape(-1, f.layout.nb_channels), f.sample_rate
+    setup, queue, convert = None, av.AudioFifo(), None
+    for frame in itertools.chain(frames, [None]):
+        now = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        if queue.samples and (now != setup or queue.samples >= size):
+            for f in convert.resample(queue.read(0, True)):
+                yield f.to_ndarray().reshape(-1, f.layout.nb_channels), f.sample_rate
+        if frame is None:
+            return
+        if now != setup:
+            setup, queue, convert = now, av.AudioFifo(), av.AudioResampler(format="flt")
+        frame.pts = None # the queue would refuse a stream whose times jump, as those of glued files do
+        queue.write(frame)
 
-# %% ../../nbs/30_embeddings.audio.ipynb #c5dc357b
-BLOCK = 65_536 # samples per channel
+# %% ../../nbs/30_embeddings.audio.ipynb #f4b38126
 RATES = (1_000, 768_000) # Hz; what lies outside is a broken header
 FULL_SCALE = .999
 
-def _batched(pieces: Iterable[tuple[np.ndarray, int]], size: int = BLOCK) -> Iterator[tuple[np.ndarray, int]]:
-    "Pieces joined to at least `size` samples, as long as channels and rate stay the same."
-    held, n, setup = [], 0, (0, 0)
-    for x, rate in pieces:
-        if held and (n >= size or setup != (x.shape[1], rate)):
-            yield np.concatenate(held), setup[1]
-            held, n = [], 0
-        held.append(x)
-        n, setup = n + len(x), (x.shape[1], rate)
-    if held:
-        yield np.concatenate(held), setup[1]
+def _peak(x: np.ndarray) -> float:
+    "The largest absolute sample; NaN where one is NaN."
+    return float(max(x.max(), -x.min())) if x.size else 0.0
 
 def _mono(x: np.ndarray, levels: Levels) -> np.ndarray: # float32[samples] from float32 (samples, channels)
     "The mean of the channels; levels are measured on the way."
-    mono = x @ np.full(x.shape[1], 1 / x.shape[1], np.float32)
-    size = np.abs(x)
+    mono = x[:, 0] if x.shape[1] == 1 else x @ np.full(x.shape[1], 1 / x.shape[1], np.float32)
+    loudest = _peak(x)
     levels.channels, levels.samples = max(levels.channels, x.shape[1]), levels.samples + x.size
-    levels.peak = max(levels.peak, float(size.max(initial=0)))
-    levels.mono_peak = max(levels.mono_peak, float(np.abs(mono).max(initial=0)))
-    levels.full_scale += int(np.count_nonzero(size >= FULL_SCALE))
+    levels.peak, levels.mono_peak = max(levels.peak, loudest), max(levels.mono_peak, _peak(mono))
+    if loudest >= FULL_SCALE:
+        levels.full_scale += int(np.count_nonzero(np.abs(x) >= FULL_SCALE))
     return mono
 
-# %% ../../nbs/30_embeddings.audio.ipynb #e3bbeb75
+# %% ../../nbs/30_embeddings.audio.ipynb #1aa00729
 def decoded(
     path: Path, # a sound file of any name
     levels: Levels, # filled on the way, complete when the last block is out
@@ -153,7 +160,7 @@ def decoded(
 ) -> Iterator[tuple[np.ndarray, int]]: # float32[≤ some 1.5 × BLOCK] mono, Hz
     "A file as a stream of mono blocks; `AudioError` for what is no sound, has samples that are no numbers or an impossible rate."
     with _opened(path) as container:
-        for x, rate in _batched(_interleaved(_frames(container, levels))):
+        for x, rate in _interleaved(_frames(container, levels)):
             if not RATES[0] <= rate <= RATES[1]:
                 raise AudioError(path, f"its header says {rate} Hz, which is no sampling rate; make the file again")
             room = round((max_seconds - levels.seconds) * rate) if max_seconds < math.inf else len(x)
@@ -201,7 +208,7 @@ def ends_early(path: Path) -> bool:
     page = tail.rfind(b"OggS")
     return head[:4] == b"OggS" and (page < 0 or len(tail) < page + 6 or not tail[page + 5] & 4)
 
-# %% ../../nbs/30_embeddings.audio.ipynb #8833e300
+# %% ../../nbs/30_embeddings.audio.ipynb #2a03f1de
 SILENT = 1e-3 # peak, full scale = 1: -60 dB
 CLIPPED = .005 # share of samples at full scale
 SHORTEST_FILE, SHORTEST_CLIP = .01, .5 # seconds: less is no sound; less is not enough for a vector
@@ -219,7 +226,7 @@ class Clip:
         "Why no vector may be made of this clip, or None."
         if self.seconds < SHORTEST_CLIP:
             return f"too short: {self.seconds:.2f} s, at least {SHORTEST_CLIP} s are needed"
-        peak = max(float(self.samples.max()), -float(self.samples.min()))
+        peak = _peak(self.samples)
         if not math.isfinite(peak):
             return "holds NaN or infinite samples"
         return "silent" if peak < SILENT else None
@@ -247,7 +254,7 @@ def waveform_svg(
     outline = " ".join(f"{a:.0f},{(1 - b) * height / 2:.1f}" for a, b in points)
     return f'<svg width="{width}" height="{height}" style="background:#f4f4f4"><polygon points="{outline}" fill="#4477aa"/></svg>'
 
-# %% ../../nbs/30_embeddings.audio.ipynb #2dfef536
+# %% ../../nbs/30_embeddings.audio.ipynb #00cb906e
 def _gathered(blocks: Iterable[np.ndarray], step: int) -> np.ndarray: # float32[n]
     "Blocks as one array, without a second copy."
     out, n = np.empty(step, np.float32), 0
@@ -259,6 +266,7 @@ def _gathered(blocks: Iterable[np.ndarray], step: int) -> np.ndarray: # float32[
     out.resize(n, refcheck=False)
     return out
 
+# %% ../../nbs/30_embeddings.audio.ipynb #ef86616c
 def _noticed(path: Path, levels: Levels, max_seconds: float) -> Iterator[str]:
     "What a person should know of a file that could be decoded."
     if levels.mono_peak < SILENT:
@@ -293,7 +301,7 @@ def read_audio(
         raise AudioError(path, f"holds {levels.samples} samples ({1000 * levels.seconds:.2f} ms), which is no sound{lost}")
     return Clip(samples, sampling_rate, len(samples) / sampling_rate, tuple(_noticed(path, levels, max_seconds)))
 
-# %% ../../nbs/30_embeddings.audio.ipynb #04cce6f5
+# %% ../../nbs/30_embeddings.audio.ipynb #8f58dedd
 def log_spectrogram(
     clip: Clip,
     n_columns: int = 400, # at most
@@ -308,6 +316,7 @@ def log_spectrogram(
     bands = np.maximum.reduceat(power, edges.astype(int), axis=1).T
     return np.maximum(10 * np.log10(bands / max(bands.max(), 1e-12) + 1e-12), -80).astype(np.float32)
 
+# %% ../../nbs/30_embeddings.audio.ipynb #9de660bd
 def spectrogram_plot(clip: Clip, ax: Any, title: str = "") -> None:
     "Draw a clip's spectrogram on a matplotlib axis."
     ax.imshow(log_spectrogram(clip), origin="lower", aspect="auto", extent=(0, clip.seconds, 0, 1), cmap="magma")

@@ -27,7 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 from ..workspace import file_hash
 from .audio import SOUND, sniff
 
-# %% ../../nbs/30b_embeddings.download.ipynb #cd8f8811
+# %% ../../nbs/30b_embeddings.download.ipynb #62b2f901
 class DownloadError(RuntimeError):
     "A song that could not be fetched; says from where (without credentials) and why."
 
@@ -44,6 +44,7 @@ def shown(url: str) -> str:
         return "an address that cannot be read"
     return f"{parts.scheme}://{host}{parts.path}{'?…' if parts.query else ''}" if parts.scheme else parts.path
 
+# %% ../../nbs/30b_embeddings.download.ipynb #ce66ad98
 class _Failed(Exception):
     "One attempt's failure: its reason, whether another may succeed, and the seconds that the server asks to wait."
 
@@ -62,7 +63,7 @@ def _parts(url: str) -> SplitResult:
         raise _Failed("is not fetched: an address must begin with http:// or https:// and name a host")
     return parts
 
-# %% ../../nbs/30b_embeddings.download.ipynb #f9036156
+# %% ../../nbs/30b_embeddings.download.ipynb #40f0755c
 SAFE = "%/:=&?~+!$,;'@()*[]-._" # what stays as it is in an address; spaces and letters beyond ASCII are encoded
 HEADERS = {"User-Agent": "sunorecsys", "Accept": "audio/*, */*;q=0.5", "Accept-Encoding": "identity"}
 
@@ -85,6 +86,7 @@ def _basic(name: str, parts: SplitResult) -> dict[str, str]:
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {name: "Basic " + base64.b64encode(pair.encode()).decode()}
 
+# %% ../../nbs/30b_embeddings.download.ipynb #83762976
 def _connection(parts: SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
     "A connection to the host or to the environment's proxy, what to ask it for, and headers."
     secure = parts.scheme == "https"
@@ -101,7 +103,7 @@ def _connection(parts: SplitResult, timeout: float) -> tuple[http.client.HTTPCon
         return connection, target, headers
     return connection, f"http://{parts.netloc.rpartition('@')[2]}{target}", headers | _basic("Proxy-Authorization", via)
 
-# %% ../../nbs/30b_embeddings.download.ipynb #66eb0bc4
+# %% ../../nbs/30b_embeddings.download.ipynb #d93d600b
 @contextlib.contextmanager
 def _network() -> Iterator[None]:
     "Faults of the network as `_Failed`; those that will not pass by themselves are not worth another attempt."
@@ -119,6 +121,7 @@ def _cut(sock: socket.socket) -> None:
     with contextlib.suppress(OSError): # it has ended already
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+# %% ../../nbs/30b_embeddings.download.ipynb #e7e3c36e
 @contextlib.contextmanager
 def _answer(url: str, headers: dict[str, str], limits: _Limits) -> Iterator[http.client.HTTPResponse]:
     "The answer to one request, its body not yet read; the connection is cut at the deadline."
@@ -154,7 +157,7 @@ def _followed(url: str, headers: dict[str, str], limits: _Limits) -> Iterator[ht
             raise _Failed(f"is redirected to {to}:, which is not followed")
     raise _Failed(f"is redirected more than {limits.max_redirects} times")
 
-# %% ../../nbs/30b_embeddings.download.ipynb #37b01c68
+# %% ../../nbs/30b_embeddings.download.ipynb #b003995a
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504}) # answers that may be others in a moment
 HEAD = 512 # bytes that `sniff` wants
 
@@ -175,6 +178,7 @@ def _start(response: http.client.HTTPResponse, have: int) -> int:
     text = f"the server answers {response.status} {http.client.responses.get(response.status, '')}".rstrip()
     raise _Failed(text, again=response.status in BUSY, wait=float(wait) if wait.isdecimal() else 0.0)
 
+# %% ../../nbs/30b_embeddings.download.ipynb #3c6dd477
 def _looked_at(part: BinaryIO) -> str: # one of `SOUND`
     "What has arrived, by its first bytes; `_Failed` where that is no sound."
     part.flush()
@@ -183,7 +187,7 @@ def _looked_at(part: BinaryIO) -> str: # one of `SOUND`
         raise _Failed(f"is no sound but {kind or 'bytes of no known format'}" if head else "is empty (0 bytes)")
     return kind
 
-# %% ../../nbs/30b_embeddings.download.ipynb #8b1200be
+# %% ../../nbs/30b_embeddings.download.ipynb #1bcb7474
 def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int, limits: _Limits) -> None:
     "Append the body to the part; every block is counted and the clock looked at."
     size, end = start, None if response.length is None else start + response.length
@@ -205,6 +209,7 @@ def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int, lim
     if end is not None and size < end:
         raise _Failed(f"the connection ended after {size:,} of {end:,} bytes", again=True)
 
+# %% ../../nbs/30b_embeddings.download.ipynb #433e03e0
 def _attempt(part: BinaryIO, tag: Path, url: str, limits: _Limits) -> str: # one of `SOUND`
     "One attempt to complete the part; returns what it is."
     have = part.seek(0, os.SEEK_END)
@@ -219,7 +224,7 @@ def _attempt(part: BinaryIO, tag: Path, url: str, limits: _Limits) -> str: # one
         _receive(response, part, start, limits)
     return _looked_at(part)
 
-# %% ../../nbs/30b_embeddings.download.ipynb #0c2cf736
+# %% ../../nbs/30b_embeddings.download.ipynb #32e302b8
 def cached_audio(
     url: str,
     cache_dir: str | Path,
@@ -232,6 +237,7 @@ def _key(url: str) -> str:
     "The name of an address in the cache; what follows a # never reaches a server and does not count."
     return hashlib.sha256(url.partition("#")[0].encode("utf-8", "surrogatepass")).hexdigest()
 
+# %% ../../nbs/30b_embeddings.download.ipynb #f659e266
 @contextlib.contextmanager
 def _held(path: Path, deadline: float) -> Iterator[BinaryIO]:
     "The part, opened to append and locked against other processes; `_Failed` at the deadline."
@@ -253,6 +259,7 @@ def _held(path: Path, deadline: float) -> Iterator[BinaryIO]:
                 yield part
                 return
 
+# %% ../../nbs/30b_embeddings.download.ipynb #cf594c33
 def _keep(part: BinaryIO, kind: str, url: str, cache_dir: Path) -> Path:
     "The complete part under the name of its content, and the address's link to it."
     os.fsync(part.fileno())
@@ -266,7 +273,7 @@ def _keep(part: BinaryIO, kind: str, url: str, cache_dir: Path) -> Path:
     os.replace(new, link)
     return target.resolve()
 
-# %% ../../nbs/30b_embeddings.download.ipynb #22b16081
+# %% ../../nbs/30b_embeddings.download.ipynb #ff505c8d
 def fetch_audio(
     url: str, # http or https
     cache_dir: str | Path,
@@ -295,6 +302,7 @@ def fetch_audio(
         late = f"; given up after {total_s:g} s" if time.monotonic() >= limits.deadline else ""
         raise DownloadError(url, f"{e}{late}") from None
 
+# %% ../../nbs/30b_embeddings.download.ipynb #36ab4b66
 def _tried(part: BinaryIO, url: str, limits: _Limits, retries: int, backoff_s: float) -> str: # one of `SOUND`
     "Attempts until one succeeds, all have failed, or one fails for good; a part of no use is removed, and so is a tag of no use."
     tag = Path(f"{part.name}.tag")
