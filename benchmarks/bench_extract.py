@@ -55,7 +55,8 @@ def run(n: int = 10_000, name: str = "mfcc") -> dict:
         again = time.perf_counter() - again
         assert len(first.embedded) == n == len(second.unchanged), (first, second)
         return {
-            "name": "extract", "encoder": encoder.name, "songs": n, "seconds_of_sound": round(first.seconds), "songs_per_s": round(n / wall, 1),
+            "name": "extract", "encoder": encoder.name, "songs": n, "seconds_of_sound": round(first.seconds),
+            "songs_per_s": round(n / wall, 1),
             "times_real_time": round(first.seconds / wall), "times_real_time_per_cpu_s": round(first.seconds / cpu),
             "unchanged_songs_per_s": round(n / again), "shards": len(store.manifest["shards"]),
             "rss_before_gb": round(before / 2**20, 3), "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
