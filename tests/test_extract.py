@@ -287,14 +287,16 @@ def test_what_waits_is_bounded_in_bytes() -> None:
 
 
 def test_threads_end_when_the_consumer_stops() -> None:
-    before = threading.active_count()
+    def decoding() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t.name.startswith("decode") and t not in before]
+
+    before = set(threading.enumerate())
     results = ahead(lambda i: i, range(10_000), n_threads=4, size=lambda r: 1, max_bytes=2)
-    assert next(results) == 0
+    assert next(results) == 0 and decoding()
     results.close()
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(.01)
-    assert threading.active_count() == before
+    for thread in decoding():
+        thread.join(timeout=10)
+    assert not decoding()
 
 
 def test_order_does_not_depend_on_threads(root: Path, tmp_path: Path) -> None:

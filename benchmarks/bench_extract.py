@@ -1,0 +1,65 @@
+"""Speed and memory of `embeddings.extract`: 10k short songs (synthesised, FLAC) with an encoder of ENCODERS. Prints JSON.
+
+    python benchmarks/bench_extract.py [songs [encoder]]
+"""
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from sunorecsys.embeddings.encoder import Encoder, MfccEncoder
+from sunorecsys.embeddings.extract import extract, store_of
+from sunorecsys.schema import Col
+
+ENCODERS: dict[str, Callable[[], Encoder]] = {"mfcc": lambda: MfccEncoder(window_s=5.0)}
+CLIPS, SECONDS = 200, 5.0
+
+# in a process of its own, so that its memory does not count
+MAKE = """
+import sys
+from pathlib import Path
+import numpy as np
+from sunorecsys.data.synthesis import random_attributes, synthesise, write_clip
+for i in range(int(sys.argv[2])):
+    write_clip(Path(sys.argv[1]) / f"clip{i}.flac", synthesise(random_attributes(np.random.default_rng(i)), seed=i), 16_000)
+"""
+
+def make(root: Path, n: int) -> pd.DataFrame:
+    "n songs that share CLIPS files by hard links: every one is hashed, decoded and encoded by itself."
+    subprocess.run([sys.executable, "-c", MAKE, str(root), str(min(n, CLIPS))], check=True)
+    for i in range(min(n, CLIPS)):
+        os.utime(root / f"clip{i}.flac", (1e9, 1e9))
+    for i in range(n):
+        os.link(root / f"clip{i % CLIPS}.flac", root / f"s{i}.flac")
+    return pd.DataFrame({Col.SONG: [f"s{i}" for i in range(n)], Col.AUDIO: [f"s{i}.flac" for i in range(n)]})
+
+def run(n: int = 10_000, name: str = "mfcc") -> dict:
+    "First extraction, and a second one that finds everything unchanged."
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        songs, encoder = make(root, n), ENCODERS[name]()
+        store = store_of(root / "embeddings", encoder)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wall, cpu = time.perf_counter(), time.process_time()
+        first = extract(songs, encoder, store, root=root, progress=False)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        again = time.perf_counter()
+        second = extract(songs, encoder, store, root=root, progress=False)
+        again = time.perf_counter() - again
+        assert len(first.embedded) == n == len(second.unchanged), (first, second)
+        return {
+            "name": "extract", "encoder": encoder.name, "songs": n, "seconds_of_sound": round(first.seconds),
+            "songs_per_s": round(n / wall, 1),
+            "times_real_time": round(first.seconds / wall), "times_real_time_per_cpu_s": round(first.seconds / cpu),
+            "unchanged_songs_per_s": round(n / again), "shards": len(store.manifest["shards"]),
+            "rss_before_gb": round(before / 2**20, 3), "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+
+if __name__ == "__main__":
+    print(json.dumps(run(*[int(a) if a.isdigit() else a for a in sys.argv[1:]]), indent=1))
