@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PADDINGS', 'EncoderError', 'fill_window', 'plan_windows', 'cut_windows', 'unit_rows', 'check_clips', 'check_texts',
            'Encoder', 'encode_clips', 'encode_texts', 'fingerprint_of', 'mel_bands', 'mfcc', 'MfccEncoder',
-           'RandomVectors', 'shuffled_rows', 'check_encoder']
+           'RandomVectors', 'shuffled_rows', 'check_audio', 'check_encoder']
 
 # %% ../../nbs/31_embeddings.encoder.ipynb #5d5ecfab
 import hashlib
@@ -91,7 +91,7 @@ def check_texts(texts: Sequence[str]) -> None:
             found = "empty" if isinstance(t, str) else repr(t)
             raise EncoderError(f"text {i} is {found}; a prompt without words has no vector, leave it out")
 
-# %% ../../nbs/31_embeddings.encoder.ipynb #18ac27cb
+# %% ../../nbs/31_embeddings.encoder.ipynb #ead2da34
 class Encoder(ABC):
     "Clips and, with \"text\" in `modalities`, prompts to unit vectors of one space; attributes are set by the subclass."
     name: str
@@ -106,7 +106,7 @@ class Encoder(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        "16 hex digits of everything that decides the vectors; see `fingerprint_of`."
+        "16 hex digits of everything that decides the vectors: `fingerprint_of(…)`."
 
     @abstractmethod
     def encode_windows(self, windows: np.ndarray) -> np.ndarray:
@@ -258,9 +258,9 @@ def _check_rows(encoder: Encoder, encode: Callable, inputs: list, what: str) -> 
     _same(encode(inputs[::-1])[::-1], y, f"{encoder.name}: {what} in another order")
     assert encode([]).shape == (0, encoder.dim), f"{encoder.name}: no {what} gives {encode([]).shape}"
 
-# %% ../../nbs/31_embeddings.encoder.ipynb #f59e1612
-def check_encoder(encoder: Encoder, seed: int = 0) -> None:
-    "Raise `AssertionError` that says what is wrong unless the encoder keeps the contract."
+# %% ../../nbs/31_embeddings.encoder.ipynb #18a25a53
+def check_audio(encoder: Encoder, seed: int = 0) -> None:
+    "The part of `check_encoder` that needs clips: noises of five lengths."
     rng, rate = np.random.default_rng(seed), encoder.sampling_rate
     whole = round(encoder.window_s * rate)
     lengths = (whole, rate // 3, whole + rate // 2, whole, 1000)
@@ -272,12 +272,14 @@ def check_encoder(encoder: Encoder, seed: int = 0) -> None:
     _same(blocks, encoder.encode_audio(clips), f"{encoder.name}: audio in blocks of two windows")
     for bad, what in ((clips[0][:0], "an empty clip"), (clips[0] * np.nan, "a clip of NaN"), (np.stack(clips[::3]), "a stereo clip")):
         _refused(encoder.encode_audio, bad, what)
-    texts = ["a calm piano song", "fast techno " * 40, "夜のジャズ 🎷", "metal"]
+
+# %% ../../nbs/31_embeddings.encoder.ipynb #dfaefceb
+def check_encoder(encoder: Encoder, seed: int = 0) -> None:
+    "Raise `AssertionError` that says what is wrong unless the encoder keeps the contract."
+    check_audio(encoder, seed)
     if "text" in encoder.modalities:
-        _check_rows(encoder, encoder.encode_text, texts, "text")
-        _refused(encoder.encode_text, "", "an empty text")
-    else:
-        _refused(encoder.encode_text, texts[0], "text for an encoder without text")
+        _check_rows(encoder, encoder.encode_text, ["a calm piano song", "fast techno " * 40, "夜のジャズ 🎷", "metal"], "text")
+    _refused(encoder.encode_text, "" if "text" in encoder.modalities else "a song", "an empty text, or any without a text encoder,")
     fp = encoder.fingerprint
     assert len(fp) == 16 and set(fp) <= set("0123456789abcdef"), f"{encoder.name}: fingerprint {fp!r} is not 16 hex digits"
     assert fp == encoder.fingerprint and encoder.padding in PADDINGS and encoder.license, f"{encoder.name}: fingerprint, padding or licence"
