@@ -7,8 +7,9 @@ __all__ = ['PADDINGS', 'EncoderError', 'fill_window', 'plan_windows', 'cut_windo
            'Encoder', 'encode_clips', 'encode_texts', 'fingerprint_of', 'mel_bands', 'mfcc', 'MfccEncoder',
            'RandomVectors', 'shuffled_rows', 'check_audio', 'check_encoder']
 
-# %% ../../nbs/31_embeddings.encoder.ipynb #5d5ecfab
+# %% ../../nbs/31_embeddings.encoder.ipynb #9ca7a5e2
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -67,7 +68,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray: # float32 (n, dim)
         raise EncoderError(f"row {bad[0]} {what} and has no direction ({len(bad)} such of {len(x)}); leave it out")
     return (x / norm).astype(np.float32)
 
-# %% ../../nbs/31_embeddings.encoder.ipynb #e2811002
+# %% ../../nbs/31_embeddings.encoder.ipynb #7a1bb384
 def check_clips(clips: Sequence[np.ndarray]) -> None:
     "Raise `EncoderError`, naming the clip, unless all are 1-D, float, not empty and finite."
     if isinstance(clips, np.ndarray) and clips.ndim == 1:
@@ -90,6 +91,8 @@ def check_texts(texts: Sequence[str]) -> None:
         if not isinstance(t, str) or not t.strip():
             found = "empty" if isinstance(t, str) else repr(t)
             raise EncoderError(f"text {i} is {found}; a prompt without words has no vector, leave it out")
+        if re.search("[\ud800-\udfff]", t):
+            raise EncoderError(f"text {i} holds half of a character (a lone surrogate); repair or drop it")
 
 # %% ../../nbs/31_embeddings.encoder.ipynb #ead2da34
 class Encoder(ABC):
