@@ -28,13 +28,13 @@ from ..data.synthesis import FIELDS, SAMPLE, Attributes, Genre, Preset, Texture,
 from ..workspace import value_hash, write_json
 from .clap import byte_tokenizer, log_mel, quiet_loading
 
-# %% ../../nbs/33_embeddings.tiny_clap.ipynb #db54d666
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #90a4b297
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights, besides the code."
     n_train: int = 2400 # clips
     n_presets: int = 4 # that they are made with
-    n_steps: int = 600 # of one batch
+    n_steps: int = 1400 # of one batch
     batch: int = 32 # clips
     words: float = 1.0 # weight of the loss over words
     rate: float = 3e-3 # highest learning rate
@@ -142,12 +142,12 @@ def with_noise(text: str, rng: np.random.Generator, share: float = 0.3) -> str:
         words.insert(int(rng.integers(len(words) + 1)), letters)
     return " ".join(words)
 
-# %% ../../nbs/33_embeddings.tiny_clap.ipynb #5427f691
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #57164243
 def make_processor(corpus: Sequence[str]) -> Any: # ClapProcessor
-    "Features of 256 frames × 64 mels for five seconds at 16 kHz, and a tokenizer trained on `corpus`."
+    "Features of 128 frames × 32 mels for five seconds at 16 kHz, and a tokenizer trained on `corpus`."
     from transformers import ClapFeatureExtractor, ClapProcessor
     features = ClapFeatureExtractor(
-        feature_size=64, sampling_rate=RATE, hop_length=313, max_length_s=SECONDS, fft_window_size=1024, frequency_min=30,
+        feature_size=32, sampling_rate=RATE, hop_length=626, max_length_s=SECONDS, fft_window_size=1024, frequency_min=30,
         frequency_max=8000, truncation="rand_trunc", padding="repeatpad")
     return ClapProcessor(feature_extractor=features, tokenizer=byte_tokenizer(corpus, 600, 62))
 
@@ -157,8 +157,8 @@ def make_model(recipe: Recipe, n_words: int) -> Any: # ClapModel
     from transformers import ClapConfig, ClapModel
     text = dict(vocab_size=n_words, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128,
                 max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_factor=2.0)
-    audio = dict(num_mel_bins=64, spec_size=128, window_size=8, patch_size=8, patch_stride=[8, 8], depths=[1, 1], mlp_ratio=2.0,
-                 num_attention_heads=[2, 4], patch_embeds_hidden_size=32, hidden_size=64, hidden_dropout_prob=0.0, initializer_factor=2.0)
+    audio = dict(num_mel_bins=32, spec_size=64, window_size=4, patch_size=8, patch_stride=[8, 8], depths=[1, 1], mlp_ratio=2.0,
+                 num_attention_heads=[2, 4], patch_embeds_hidden_size=64, hidden_size=128, hidden_dropout_prob=0.0, initializer_factor=2.0)
     config = ClapConfig(text_config=text, audio_config=audio, projection_dim=128, logit_scale_init_value=14.0, initializer_factor=2.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -177,10 +177,12 @@ def make_optimizer(model: Any, recipe: Recipe) -> Any: # torch.optim.AdamW
     groups = [{"params": of[n], "weight_decay": 0.05 if n == 2 else 0.0, "factor": 1 if n else 5} for n in of]
     return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98))
 
-# %% ../../nbs/33_embeddings.tiny_clap.ipynb #a93d819f
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #56961bf6
 WORDS = vocabulary()
 
-def draw_batch(mels: np.ndarray, songs: Sequence[Attributes], recipe: Recipe, rng: np.random.Generator) -> tuple[np.ndarray, list[str], list]:
+def draw_batch(
+    mels: np.ndarray, songs: Sequence[Attributes], recipe: Recipe, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str], list[Attributes]]:
     "Random clips, rolled in time, float32 (batch, frames, mels); a caption of each, then a phrase for each of WORDS; the songs."
     frames = mels.shape[1]
     rows = rng.choice(len(mels), recipe.batch, replace=False)
