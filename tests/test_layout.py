@@ -376,8 +376,9 @@ def _dangers(n: ast.AST) -> Iterator[str]:
         of = getattr(getattr(n.func, "value", None), "id", "")
         if name in ("eval", "exec") or (of == "builtins" and attr in ("eval", "exec")):
             yield f"calls {name or attr}; write the code out or parse with ast.literal_eval"
-        if attr in ("read_pickle", "to_pickle") or (of == "torch" and attr in ("load", "save")):
-            yield f"calls {attr}, which pickles; save as safetensors, npz, Parquet or JSON"
+        plain = any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in n.keywords)  # only the literal True
+        if attr in ("read_pickle", "to_pickle") or (of == "torch" and (attr == "save" or (attr == "load" and not plain))):
+            yield f"calls {attr}, which pickles; save as safetensors, npz, Parquet or JSON, load foreign files with weights_only=True"
         if any(k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False) for k in n.keywords):
             yield "allow_pickle; save plain arrays"
         if (attr or name) == "suppress" and any(getattr(a, "id", "") in ("Exception", "BaseException") for a in n.args):
@@ -509,6 +510,7 @@ __all__ = ["f", "C"]
 def f(x: int, *a: str) -> int:
     "Doc."
     try:
+        torch.load(a, weights_only=True)
         return model.eval()
     except ValueError:
         pass
@@ -605,7 +607,8 @@ def test_a_good_module_has_no_complaints():
 @pytest.mark.parametrize(("check", "source", "says"), [
     *[(check_dangers, s, "imports") for s in ("import pickle", "from pickle import dumps", "import joblib", "def f():\n    import dill")],
     (check_dangers, "eval('1')", "calls eval"), (check_dangers, "exec('1')", "calls exec"), (check_dangers, "pd.read_pickle(p)", "pickles"),
-    (check_dangers, "torch.load(p)", "pickles"), (check_dangers, "np.load(p, allow_pickle=True)", "allow_pickle"),
+    *[(check_dangers, f"torch.load(p{how})", "pickles") for how in ("", ", weights_only=False", ", weights_only=safe", ", **safe")],
+    (check_dangers, "torch.save(x, p, weights_only=True)", "pickles"), (check_dangers, "np.load(p, allow_pickle=True)", "allow_pickle"),
     (check_dangers, "try:\n    f()\nexcept:\n    raise", "bare"),
     (check_dangers, "try:\n    f()\nexcept Exception:\n    pass", "hides faults"),
     (check_dangers, "try:\n    f()\nexcept (OSError, Exception) as e:\n    ...", "hides faults"),
