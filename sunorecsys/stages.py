@@ -28,7 +28,7 @@ from .notebooks import INHERITED, notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 
-# %% ../nbs/16_stages.ipynb #e79685c2
+# %% ../nbs/16_stages.ipynb #46f590ab
 @dataclass(frozen=True)
 class Stage:
     "A step of the weekly run: its notebook, the stages it `needs`, what it writes into the run, the settings it reads."
@@ -39,12 +39,13 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "splits": Stage("17_data.splits", (), ("frozen", "splits"), ("splits", "random_state")),
+    "embeddings": Stage("39_embeddings.songs", ("splits",), ("embeddings",), ("embeddings",)),
     "item_cf": Stage("41_recommenders.item_cf", ("splits",), ("models/item_cf",), ("item_cf", "history", "random_state")),
     "user_based": Stage("42_recommenders.user_based", ("splits",), ("models/user_based",), ("user_based", "history", "random_state")),
     "quality_filter": Stage("50_recommenders.quality_filter", ("splits",), ("models/quality_filter",), ("quality_filter",)),
     "hybrid": Stage("72_recommenders.hybrid", ("splits", "item_cf", "user_based", "quality_filter"),
                     ("models/hybrid", "playlists.parquet"), ("hybrid", "quality_filter", "history", "random_state")),
-    "report": Stage("80_evaluation.report", ("splits", "item_cf", "user_based", "quality_filter", "hybrid"),
+    "report": Stage("80_evaluation.report", ("splits", "embeddings", "item_cf", "user_based", "quality_filter", "hybrid"),
                     ("metrics.json",), ("hybrid", "random_state")),
 }
 

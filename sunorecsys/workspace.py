@@ -129,7 +129,7 @@ def log_to(folder: Path | None = None, level: str = "INFO") -> Iterator[logging.
             logger.removeHandler(h)
             h.close()
 
-# %% ../nbs/02_workspace.ipynb #9741a12a
+# %% ../nbs/02_workspace.ipynb #a07165ec
 class Workspace:
     "The folder of one platform: its tables, log, runs and published weeks."
 
@@ -138,7 +138,7 @@ class Workspace:
         self.config_file, self.sources = self.root / "config.yaml", self.root / "sources.json"
         self.songs, self.song_stats = self.root / "songs.parquet", self.root / "song_stats.parquet"
         self.users, self.rejected = self.root / "users.parquet", self.root / "rejected.parquet"
-        self.log, self.impressions = self.root / "log", self.root / "impressions"
+        self.log, self.impressions, self.embeddings = self.root / "log", self.root / "impressions", self.root / "embeddings"
         self.history_db, self.simulation = self.root / "history.db", self.root / "simulation"
         self.runs, self.weeks, self.current = self.root / "runs", self.root / "weeks", self.root / "current"
 
