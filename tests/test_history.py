@@ -225,6 +225,13 @@ def test_a_damaged_json_is_reported(tmp_path, content):
         UserHistoryManager(file)
     assert file.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == ["history.json"]
 
+def test_a_number_beyond_every_float_is_named(tmp_path):
+    file = tmp_path / "history.json"
+    file.write_text('{"user_history": {"ana": [{"song_id": "moss"}, {"song_id": "tide", "weight": 1' + "0" * 400 + "}]}}")
+    with pytest.raises(TableError, match="row 2, column 'weight'"):
+        UserHistoryManager(file)
+    assert not (tmp_path / "history.db").exists()
+
 def test_a_bad_row_in_the_json_is_named(tmp_path):
     file = tmp_path / "history.json"
     file.write_text('{"user_history": {"ana": [{"song_id": "moss"}, {"song_id": "tide", "weight": -1}, {"timestamp": 1763280000}]}}')

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from sunorecsys.data import staging, tables
 from sunorecsys.data.log import read_log
-from sunorecsys.data.sources import ingest
+from sunorecsys.data.sources import SOURCES, ingest
 from sunorecsys.data.tables import SourceError
-from sunorecsys.schema import TableError
+from sunorecsys.schema import TableError, fields
 from sunorecsys.workspace import Locked, Workspace, lock
 
 REAL = Path(os.environ.get("SUNORECSYS_REAL_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -279,8 +279,166 @@ def test_twice_is_once(ws, tmp_path):
     (tmp_path / "copy.csv").write_bytes(path.read_bytes())
     bring("table", tmp_path / "copy.csv", ws.root) # another name, the same content
     assert len(read_log(ws)) == 2
-    bring("table", path, ws.root, mapping={"mood": "weight"}) # a mapping corrected: replaced
-    assert len(read_log(ws)) == 2
+
+def test_the_same_plays_read_in_another_way(ws, tmp_path):
+    "Neither replaced nor doubled without a word; a correction is one when it is called so."
+    path = plays(tmp_path, "ana,ben,a,1762000000\nben,ana,b,1762000000\n", header=b"user_id,friend,song_id,timestamp\n")
+    first = bring("table", path, ws.root, time_unit="s")
+    friend = {"mapping": {"user_id": "friend"}, "time_unit": "s"}
+    said = refused(ws, path, "plays.csv is in the log already", "(time_unit s; now mapping user_id=friend, time_unit s)", **friend)
+    assert "--replace" in said and read_log(ws)["user_id"].tolist() == ["ana", "ben"]
+    again = bring("table", path, ws.root, replace=True, **friend)
+    assert again.name == first.name and read_log(ws)["user_id"].tolist() == ["ben", "ana"]
+    assert bring("table", path, ws.root, **friend).counts == again.counts # and this is now its way
+    refused(ws, path, "in another way", time_unit="s")
+    bring("table", path, ws.root, table="interactions", on_bad_row="skip", **friend) # what changes no reading is no other way
+
+def test_a_catalogue_read_in_two_ways_is_merged(ws, tmp_path):
+    path = plays(tmp_path, "c,Coral,folk,7\n", "songs.csv", b"song_id,name,style,plays\n")
+    days = [bring("table", path, ws.root, table="songs", mapping={"title": "name"}, observed_at=f"2026-11-0{d}") for d in (1, 2)]
+    style = bring("table", path, ws.root, table="songs", mapping={"genre": "style"}, observed_at="2026-11-02")
+    assert len({days[0].name, days[1].name, style.name}) == 3 and {days[0].name, style.name} < set(json.loads(ws.sources.read_text()))
+    song = pd.read_parquet(ws.songs).set_index("song_id").loc["c"]
+    assert (song["title"], song["genre"]) == ("Coral", "folk")
+    assert len(pd.read_parquet(ws.song_stats).query("song_id == 'c'")) == 2
+
+@pytest.mark.parametrize("body", [b"ana,a,2026-11-01,1\nben,zz\n", b"ana,a,2026-11-01,-1\n", b"", b"\x00" * 50])
+def test_a_failed_first_ingestion_leaves_no_folder(tmp_path, body):
+    (tmp_path / "there").mkdir()
+    for root in (tmp_path / "new", tmp_path / "there" / "a" / "b"):
+        with pytest.raises((SourceError, TableError)):
+            bring("table", plays(tmp_path, body), root)
+        assert not root.exists() and list((tmp_path / "there").iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises((SourceError, TableError)):
+        bring("table", plays(tmp_path, body), tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+def test_line_ends_of_old_spreadsheets(ws, tmp_path):
+    "A lone CR ends a row, with row numbers as for any other line end; and a line of a sequence file."
+    raw = b"user_id,song_id,timestamp,weight\rana,a,2026-11-01,1\rben,b\rcleo,b,,-2\rdan,b,,2\r"
+    path = plays(tmp_path, raw, header=b"")
+    refused(ws, path, "row 3", "has 2 fields, the header 4")
+    assert skipped(ws, path)["row"].tolist() == [3, 4] and read_log(ws)["user_id"].tolist() == ["dan", "ana"]
+    lines = tmp_path / "seq.txt"
+    lines.write_bytes(b"eve a b\r\rfay zz\rgil b\r")
+    assert skipped(ws, lines, "sequences")["row"].tolist() == [3]
+    assert {"eve", "gil"} < set(read_log(ws)["user_id"])
+
+HUGE = "1" + "0" * 400
+NUMBERS = [("play_count", "plays"), ("duration", "duration_s"), ("created_at", "created_at"), ("word_count", "word_count")]
+
+@pytest.mark.parametrize("field,column", NUMBERS)
+@pytest.mark.parametrize("number,shown", [("-" + HUGE, "-1000"), ("1" * 5000, "1" * 40), ("true", "True")])
+def test_numbers_that_are_none(ws, tmp_path, field, column, number, shown):
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps([{**SONGS[0], "song_id": "c"}, {**SONGS[0], "song_id": "d", field: "@"}]).replace('"@"', number))
+    refused(ws, path, "more.json", "row 2", f"'{column}'", shown, "is not a", source="suno")
+    assert skipped(ws, path, "suno")["row"].tolist() == [2]
+    assert pd.read_parquet(ws.songs)["song_id"].tolist() == ["a", "b", "c"]
+
+@pytest.mark.parametrize("age", [HUGE, "Infinity", "30000", "-5", "true", '"old"'])
+def test_one_absurd_age_does_not_move_the_harvest(ws, tmp_path, age):
+    path = tmp_path / "more.json"
+    more = [{**SONGS[0], "song_id": "c"}, {**SONGS[1], "song_id": "d", "days_since_creation": "@"}]
+    path.write_text(json.dumps(more).replace('"@"', age))
+    report = bring("suno", path, ws.root)
+    assert report.counts.song_stats == 2 and "2025-11-13 19:39" in report.notes[0]
+
+def test_a_creation_in_the_future_takes_no_other_song_along(ws, tmp_path):
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps([{**SONGS[0], "song_id": "c"}, {**SONGS[0], "song_id": "d", "created_at": 4102444800000}]))
+    refused(ws, path, "1 problem(s)", "row 2", "'created_at'", "future", source="suno")
+    assert skipped(ws, path, "suno")["row"].tolist() == [2]
+
+@pytest.mark.parametrize("field,column", [("title", "title"), ("prompt", "lyrics")])
+@pytest.mark.parametrize("value", [{"en": "Moss"}, ["Moss"], True])
+def test_no_text_is_made_of_objects(ws, tmp_path, field, column, value):
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps([{**SONGS[0], "song_id": "c"}, {**SONGS[0], "song_id": "d", field: value}]))
+    refused(ws, path, "row 2", f"'{column}'", "is not a text", source="suno")
+    assert skipped(ws, path, "suno")["row"].tolist() == [2]
+
+def test_no_id_is_made_of_objects(ws, tmp_path):
+    parquet = tmp_path / "p.parquet"
+    for ids in ([{"a": 1}], [["ana"]], [True]):
+        pq.write_table(pa.table({"user_id": ids, "song_id": ["a"]}), parquet)
+        refused(ws, parquet, "row 1", "'user_id'", "is not a id")
+    path = tmp_path / "lists.json"
+    path.write_text('[{"id": "p", "user_handle": true, "song_ids": ["a"]}, {"id": "q", "user_handle": "ana", "song_ids": [true]}]')
+    refused(ws, path, "no valid row", "2 rejected", source="playlists", on_bad_row="skip")
+    (tmp_path / "clips.json").write_text('[{"playlist_clips": null}]')
+    refused(ws, tmp_path / "clips.json", "row 1", "'song_id'", "missing", source="suno")
+
+def test_playlist_events_are_told_apart(ws, tmp_path):
+    "Ids with colons do not meet in one event, and long ones make no event id that is too long."
+    (tmp_path / "songs.json").write_text(json.dumps([{**SONGS[0], "song_id": s} for s in ("b", "a:b", "x" * 200)]))
+    bring("suno", tmp_path / "songs.json", ws.root)
+    lists = [("p:a", "b"), ("p", "a:b"), ("l" * 200, "x" * 200)]
+    path = tmp_path / "lists.json"
+    path.write_text(json.dumps([{"id": p, "user_handle": "ana", "song_ids": [s]} for p, s in lists]))
+    report = bring("playlists", path, ws.root)
+    assert (report.counts.interactions, report.counts.repeated) == (3, 0)
+
+def test_lastfm_tags(tmp_path):
+    "Faults of the two tag files are told like those of the others, and nothing is left out in silence."
+    folder, w = tmp_path / "lastfm", Workspace(tmp_path / "w")
+    folder.mkdir()
+    tagged = "userID\tartistID\ttagID\tday\tmonth\tyear\n"
+    good = {"artists.dat": "id\tname\turl\n1\tA\tx\n", "user_artists.dat": "userID\tartistID\tweight\n7\t1\t10\n",
+            "tags.dat": "tagID\ttagValue\n5\trock\n6\tpop\n", "user_taggedartists.dat": tagged + "7\t1\t5\t1\t4\t2009\n"}
+    cases = [("tags.dat", "tagID\ttagValue\n5\trock\n6\tpop\n5\tfolk\n", ("row 4", "'tagID'", "'5'", "is there twice")),
+             ("tags.dat", "tagID\ttagValue\n5\t\n", ("row 2", "'tagValue'", "is missing")),
+             ("tags.dat", "tagID\ttagValue\n5\trock\n6\n", ("row 3", "has 1 fields")),
+             ("user_taggedartists.dat", tagged + "7\t1\n", ("row 2", "has 2 fields"))]
+    for name, text, words in cases:
+        for file, content in (good | {name: text}).items():
+            (folder / file).write_text(content)
+        refused(w, folder, name, *words, source="lastfm-2k")
+        assert len(skipped(w, folder, "lastfm-2k")) == 1
+    (folder / "tags.dat").write_text("tagID\ttagValue\n")
+    (folder / "user_taggedartists.dat").write_text(tagged)
+    assert bring("lastfm-2k", folder, tmp_path / "w2").counts.songs == 1
+
+STARTS = [(b"PK\x03\x04", "Excel"), (b"PAR1", "Parquet"), (b"\x1f\x8b\x08", "gzip"), (b"\xff\xfea\0", "UTF-16")]
+
+@pytest.mark.parametrize("start,word", STARTS)
+@pytest.mark.parametrize("source,name", [("table", "x.csv"), ("suno", "x.json"), ("sequences", "x.txt")])
+def test_well_known_files_that_are_no_text(ws, tmp_path, start, word, source, name):
+    (tmp_path / name).write_bytes(start + bytes(range(200)))
+    refused(ws, tmp_path / name, name, word, source=source)
+
+def test_odd_headers(ws, tmp_path):
+    refused(ws, plays(tmp_path, "", header=b"user_id,song_id"), "holds no valid row") # not even a line end
+    refused(ws, plays(tmp_path, "", header="user_id,song_id\nana,a\n".encode("utf-16-le")), "NUL", "UTF-16")
+
+def test_options_are_checked_first(ws, tmp_path):
+    path = plays(tmp_path, "ana,a,1762000000,1\n")
+    refused(ws, path, "'h'", "s, ms, us", time_unit="h")
+    refused(ws, path, "'song_stats'", "interactions, songs, users", table="song_stats")
+    for t in ("soon", "1762976361872", pd.NaT):
+        refused(ws, tmp_path / "songs.json", "is no time", source="suno", observed_at=t)
+    songs = plays(tmp_path, "c,7,2026-11-01\n", "songs.csv", b"song_id,plays,observed_at\n")
+    refused(ws, songs, "'observed_at'", "leave out --observed-at", table="songs", observed_at="2026-11-02")
+    report = bring("table", path, ws.root, time_unit="s", mapping={"wieght": "weight"})
+    assert any("wieght" in n for n in report.notes) # a misspelt column is kept, and named
+
+@pytest.mark.parametrize("name", ["songs.parquet", "song_stats.parquet", "rejected.parquet", "sources.json"])
+@pytest.mark.parametrize("content", [b"PAR1", b"[]", b"", None])
+def test_a_damaged_workspace_is_named(ws, tmp_path, name, content):
+    if content is None: # a whole table, of something else
+        pd.DataFrame({"x": [1]}).to_parquet(ws.root / name)
+    else:
+        (ws.root / name).write_bytes(content)
+    refused(ws, tmp_path / "songs.json", name, source="suno")
+
+def test_every_source_helps():
+    for name, source in SOURCES.items():
+        assert "Example" in source.help and len(source.help.splitlines()) >= 4, name
+        assert all(len(line) <= 150 for line in source.help.splitlines())
+    for kind in ("interactions", "songs", "users"):
+        assert all(f.name in SOURCES["table"].help for f in fields(kind))
 
 def test_newest_value_wins(ws, tmp_path):
     "A raw harvest updates the title, and erases nothing that it does not know."

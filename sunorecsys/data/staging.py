@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'ARROW', 'STUB', 'MAX_REJECTED', 'REJECTED', 'COUNTERS', 'arrow_table', 'merge_rows', 'Counts',
-           'rejected_rows', 'rejected_problems', 'Staging', 'add_rows', 'record_source', 'commit']
+           'rejected_rows', 'rejected_problems', 'read_known', 'known_sources', 'locked', 'Staging', 'wrong_kinds',
+           'add_rows', 'record_source', 'commit']
 
-# %% ../../nbs/10c_data.staging.ipynb #c4135a16
+# %% ../../nbs/10c_data.staging.ipynb #ba8b109a
+import contextlib
 import functools
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..schema import Col, TableError, fields, validate
-from ..workspace import Workspace, read_json, write_json
+from ..workspace import Workspace, lock, read_json, write_json
 from .tables import Chunk, Seen, SourceError, problems
 
-# %% ../../nbs/10c_data.staging.ipynb #11299d97
+# %% ../../nbs/10c_data.staging.ipynb #3446e850
 TEXT = pa.large_string()
 ARROW = {"id": TEXT, "text": TEXT, "time": pa.timestamp("us", "UTC"), "number": pa.float64(), "tags": pa.list_(pa.string())}
 STUB = "stub" # songs: True where only the id is known
@@ -39,7 +42,7 @@ def arrow_table(frame: pd.DataFrame, table: str, schema: pa.Schema | None = None
             extra = [pa.field(f.name, TEXT if any(test(f.type) for test in text) else f.type) for f in extra]
             schema = pa.schema([*(pa.field(n, t) for n, t in kinds.items()), *extra])
         return pa.Table.from_pandas(frame.reindex(columns=schema.names), schema=schema, preserve_index=False)
-    except (pa.ArrowException, TypeError) as e:
+    except (pa.ArrowException, TypeError, OverflowError) as e:
         raise SourceError(f"table {table!r}: a column holds values of several types: {e}") from None
 
 # %% ../../nbs/10c_data.staging.ipynb #cfa05864
@@ -106,7 +109,47 @@ def rejected_problems(found: pd.DataFrame, file: str, name: str, table: str) -> 
     reason = np.where(found["column"].eq("-"), "", found["column"] + " ") + found["reason"]
     return pd.DataFrame({"source": name, "file": file, "row": found["row"], "table": table, "reason": reason, "record": found["value"]})
 
-# %% ../../nbs/10c_data.staging.ipynb #a779c78d
+# %% ../../nbs/10c_data.staging.ipynb #583617f1
+def read_known(path: Path, keys: list[str]) -> pd.DataFrame | None:
+    "A table of the workspace, None where there is none; `SourceError` when it is damaged or has not these columns."
+    if not path.exists():
+        return None
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as e:
+        raise SourceError(f"{path}: cannot be read ({str(e).splitlines()[0]}); restore it, or move it away") from None
+    missing = [k for k in keys if k not in frame]
+    if missing:
+        raise SourceError(f"{path}: has no column {missing[0]!r}, so it is no table of a workspace; restore it, or move it away")
+    return frame
+
+def known_sources(workspace: Workspace) -> dict[str, Any]:
+    "What `sources.json` says about earlier ingestions; `SourceError` when it is damaged."
+    try:
+        known = read_json(workspace.sources) if workspace.sources.exists() else {}
+    except ValueError as e:
+        raise SourceError(str(e).partition("; delete it")[0] + "; restore it, or move it away") from None
+    if not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()):
+        raise SourceError(f"{workspace.sources} is damaged: an object of objects was expected; restore it, or move it away")
+    return known
+
+# %% ../../nbs/10c_data.staging.ipynb #9069686c
+@contextlib.contextmanager
+def locked(workspace: Workspace, what: str) -> Iterator[None]:
+    "Hold the workspace's lock; folders made for it go again when the block fails and nothing but the lock's file is in them."
+    made = [p for p in (workspace.root, *workspace.root.parents) if not p.exists()]
+    with lock(workspace, what):
+        try:
+            yield
+        except BaseException:
+            if made and [p.name for p in workspace.root.iterdir()] == [".lock"]:
+                (workspace.root / ".lock").unlink()
+                with contextlib.suppress(OSError): # somebody else has put something there
+                    for p in made:
+                        p.rmdir()
+            raise
+
+# %% ../../nbs/10c_data.staging.ipynb #979df4f2
 @dataclass
 class Staging:
     "Tables on their way into a workspace, under its lock; as a context manager it leaves nothing behind."
@@ -121,17 +164,29 @@ class Staging:
 
     def __enter__(self) -> "Staging":
         self.folder, songs = self.workspace.root / ".ingest.tmp", self.workspace.songs
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        old = pd.read_parquet(songs) if songs.exists() else pd.DataFrame({Col.SONG: pd.Series(dtype="str")})
+        old = read_known(songs, [Col.SONG])
+        old = pd.DataFrame({Col.SONG: pd.Series(dtype="str")}) if old is None else old
         self.known, self.stubs = pd.Index(old[Col.SONG], dtype="str"), pd.Index([], dtype="str")
         self.catalogue = len(old) > 0 and not (STUB in old and old[STUB].eq(True).all())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self.writer is not None:
             self.writer.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+# %% ../../nbs/10c_data.staging.ipynb #7e0999eb
+def wrong_kinds(frame: pd.DataFrame, rows: np.ndarray, table: str) -> pd.DataFrame:
+    "Problems, one a row, for lists, objects and truth values in columns of text, ids, numbers and times."
+    found = [problems()]
+    for f in fields(table):
+        if f.kind == "tags" or f.name not in frame or frame[f.name].dtype not in (object, bool):
+            continue
+        odd = np.array([isinstance(v, dict | list | tuple | np.ndarray | bool | np.bool_) for v in frame[f.name]], bool)
+        found.append(problems(rows[odd], f.name, frame[f.name][odd], f"is not a {f.kind}"))
+    return pd.concat(found).drop_duplicates("row").sort_values("row", ignore_index=True)
 
 # %% ../../nbs/10c_data.staging.ipynb #41863db3
 _ROW = "__row__"
@@ -154,20 +209,24 @@ def _refuse(staging: Staging, good: pd.DataFrame, bad: np.ndarray, table: str, f
     _put_aside(staging, rejected_rows(frame, staging.name, table))
     return good[~bad].reset_index(drop=True)
 
-# %% ../../nbs/10c_data.staging.ipynb #78c5dcfb
+# %% ../../nbs/10c_data.staging.ipynb #acb7eb54
 def _judge(staging: Staging, table: str, chunk: Chunk) -> pd.DataFrame:
     "The valid rows of a chunk with their numbers in `_ROW`; the others raise `TableError` or are put aside."
-    if len(chunk.problems):
+    wrong = wrong_kinds(chunk.frame, chunk.rows, table)
+    found = pd.concat([chunk.problems, wrong]).sort_values("row", ignore_index=True)
+    if len(found):
         if staging.on_bad_row == "raise":
-            raise TableError(chunk.problems.assign(file=chunk.file), table)
-        _put_aside(staging, rejected_problems(chunk.problems, chunk.file, staging.name, table))
-    if not len(chunk.frame):
-        return pd.DataFrame()
+            raise TableError(found.assign(file=chunk.file), table)
+        _put_aside(staging, rejected_problems(found, chunk.file, staging.name, table))
     frame = chunk.frame.assign(**{_ROW: chunk.rows})
+    if len(wrong):
+        frame = frame[~np.isin(chunk.rows, wrong["row"])].reset_index(drop=True)
+    if not len(frame):
+        return pd.DataFrame()
     try:
         good, bad = validate(frame, table, source=chunk.file, first_row=0, on_bad_row=staging.on_bad_row, now=staging.now)
     except TableError as e:
-        rows = [chunk.rows[int(r)] if r != "-" else r for r in e.problems["row"]]
+        rows = [frame[_ROW].iat[int(r)] if r != "-" else r for r in e.problems["row"]]
         raise TableError(e.problems.assign(row=rows), table) from None
     if len(bad):
         bad = bad.assign(row=bad[_ROW]).drop(columns=_ROW)
@@ -231,10 +290,11 @@ def add_rows(staging: Staging, table: Literal["songs", "users", "interactions"],
     "Take a chunk of `table` through the door; raises `TableError` or, with on_bad_row='skip', puts bad rows aside."
     {"songs": _add_songs, "users": _add_users, "interactions": _add_interactions}[table](staging, chunk)
 
-# %% ../../nbs/10c_data.staging.ipynb #e18db8b9
+# %% ../../nbs/10c_data.staging.ipynb #2a3668aa
 def _merged(path: Path, new: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
     "What the workspace has at `path`, and the new rows."
-    return functools.reduce(lambda a, b: merge_rows(a, b, keys), ([pd.read_parquet(path)] if path.exists() else []) + new)
+    old = read_known(path, keys)
+    return functools.reduce(lambda a, b: merge_rows(a, b, keys), new if old is None else [old, *new])
 
 def _joined(staging: Staging, table: str) -> list[pd.DataFrame]:
     "The new rows of `table` as one frame, or nothing."
@@ -251,7 +311,7 @@ def _songs(staging: Staging) -> list[pd.DataFrame]:
         new = [f.assign(**{STUB: f[STUB] if STUB in f else False}) for f in new]
     return new
 
-# %% ../../nbs/10c_data.staging.ipynb #a1a04a9a
+# %% ../../nbs/10c_data.staging.ipynb #1c722db8
 def _stage_tables(staging: Staging) -> dict[str, Path]:
     "Write all tables to the staging folder; staged file name -> where it goes, in the order in which to rename."
     ws, counts, out = staging.workspace, staging.counts, {}
@@ -269,18 +329,18 @@ def _stage_tables(staging: Staging) -> dict[str, Path]:
     if staging.writer is not None:
         staging.writer.close()
         out["log.parquet"] = ws.log / f"{staging.name}.parquet"
-    old = [pd.read_parquet(ws.rejected).query("source != @staging.name")] if ws.rejected.exists() else []
+    old = read_known(ws.rejected, list(REJECTED))
+    old = [] if old is None else [old[old["source"] != staging.name]]
     if old or staging.frames["rejected"]:
         frame = pd.concat([*old, *staging.frames["rejected"]], ignore_index=True)
         frame.astype({c: "int64" if c == "row" else "str" for c in REJECTED}).to_parquet(staging.folder / ws.rejected.name, index=False)
         out[ws.rejected.name] = ws.rejected
     return out
 
-# %% ../../nbs/10c_data.staging.ipynb #86c80d17
+# %% ../../nbs/10c_data.staging.ipynb #3b8ac2d1
 def record_source(workspace: Workspace, name: str, record: dict[str, Any]) -> None:
     "Write what an ingestion (or a simulation) brought into `sources.json`, under `name`."
-    known = read_json(workspace.sources) if workspace.sources.exists() else {}
-    write_json(workspace.sources, {**known, name: record})
+    write_json(workspace.sources, {**known_sources(workspace), name: record})
 
 def commit(staging: Staging, record: dict[str, Any]) -> Counts:
     "Rename everything staged into the workspace and record it; raises `SourceError` when no row was valid."

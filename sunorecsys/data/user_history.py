@@ -6,7 +6,7 @@
 __all__ = ['mixing_boundary', 'newest_plays', 'mixing_shares', 'weekly_mix_rows', 'weekly_mix', 'read_old_history',
            'import_old_history', 'last_n_plays', 'UserHistoryManager']
 
-# %% ../../nbs/15_data.user_history.ipynb #53ed2aba
+# %% ../../nbs/15_data.user_history.ipynb #f566892e
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,9 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..codes import UNDATED, microseconds, utc
 from ..schema import Col, validate
 from ..workspace import Workspace, boundary
-from .log import LOG_SCHEMA, UNDATED, EventStore, Log, LogError, log_table, microseconds, utc
+from .log import LOG_SCHEMA, EventStore, Log, LogError, log_table
+from .records import whole_number
 
 # %% ../../nbs/15_data.user_history.ipynb #e6e371c5
 def mixing_boundary(t: datetime | str, weekly_update_day: int = 0) -> pd.Timestamp:
@@ -85,11 +87,11 @@ def weekly_mix(
                            use_weekly_mixing=use_weekly_mixing)
     return user_idx[rows], item_idx[rows], t[rows]
 
-# %% ../../nbs/15_data.user_history.ipynb #f076c269
+# %% ../../nbs/15_data.user_history.ipynb #0fd4f01a
 def read_old_history(path: Path) -> tuple[pd.DataFrame, pd.Timestamp | None]:
     "The interactions of an old JSON history (table `interactions`) and its `last_update`; `LogError` when it is damaged."
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"), parse_int=whole_number)
         rows = [{**row, Col.USER: user} for user, history in content["user_history"].items() for row in history]
         last = content.get("last_update")
         last = None if last is None else utc(last)
