@@ -100,11 +100,16 @@ def _read_id(s: pd.Series) -> tuple[pd.Series, pd.Series]:
     out, bad = _read_text(s)
     return out.mask(out.str.lower().isin(["nan", "none", "null", "<na>"]), None), bad
 
-# %% ../nbs/00_schema.ipynb #fbf4cb67
+# %% ../nbs/00_schema.ipynb #3de5985c
+def _no_number(v: Any) -> bool:
+    "Truth values, containers, and integers beyond any float: pandas takes the first for 1 and stumbles over the last."
+    return isinstance(v, bool | dict | list | tuple) or (isinstance(v, int) and abs(v) >= 10**300)
+
 def _read_number(s: pd.Series) -> tuple[pd.Series, pd.Series]:
     "A finite float; text that is no number, and infinity, is bad."
-    out = pd.to_numeric(s, errors="coerce").astype("float64")
-    bad = s.notna() & (out.isna() | ~np.isfinite(out.fillna(0)))
+    odd = s.map(_no_number) if s.dtype == object else pd.Series(False, s.index)
+    out = pd.to_numeric(s.mask(odd, None), errors="coerce").astype("float64")
+    bad = odd | (s.notna() & (out.isna() | ~np.isfinite(out.fillna(0))))
     return out.mask(bad), bad
 
 def _read_time(s: pd.Series) -> tuple[pd.Series, pd.Series]:

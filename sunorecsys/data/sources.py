@@ -409,7 +409,7 @@ def _place(ws: Workspace, source: str, content: str, way: dict[str, Any], file: 
                           "of the earlier one, give --replace (in Python replace=True)")
     return name
 
-# %% ../../nbs/11_data.sources.ipynb #3de5b2e8
+# %% ../../nbs/11_data.sources.ipynb #6f8acac9
 def ingest(
     source: str, # a key of `SOURCES`
     path: Path | str, # file, or folder for lastfm-2k
@@ -438,7 +438,7 @@ def ingest(
     with locked(ws, f"ingest {source}"):
         name = _place(ws, source, content, way, path.name, replace)
         with Staging(ws, name, on_bad_row=on_bad_row, now=now) as staging:
-            with tqdm(unit=" rows", unit_scale=True, disable=not progress, desc=path.name) as bar:
+            with tqdm(unit=" rows", unit_scale=True, disable=None if progress else True, desc=path.name) as bar:
                 for kind, chunk in SOURCES[source].read(path, notes, **options):
                     add_rows(staging, kind, chunk)
                     bar.update(len(chunk.rows))
