@@ -185,12 +185,12 @@ def mfcc(samples: np.ndarray, rate: int, n_mfcc: int = 13) -> np.ndarray: # floa
     level = 10 * np.log10(power @ mel_bands(40, size, rate) + np.float32(1e-6))
     return np.swapaxes(scipy.fft.dct(level, norm="ortho")[..., :n_mfcc], -1, -2)
 
-# %% ../../nbs/31_embeddings.encoder.ipynb #520ca198
+# %% ../../nbs/31_embeddings.encoder.ipynb #0cec4df0
 class MfccEncoder(Encoder):
     "104 numbers without learning: 13 MFCC × (mean, standard deviation, least, greatest) of the coefficients and of their changes."
-    name, sampling_rate, dim, window_s, license = "mfcc", 16_000, 104, 10.0, "no weights"
+    name, sampling_rate, dim, window_s, license = "mfcc", 16_000, 104, 5.0, "no weights"
 
-    def __init__(self, window_s: float = 10.0):
+    def __init__(self, window_s: float = 5.0):
         self.window_s = window_s
 
     @property

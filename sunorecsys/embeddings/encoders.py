@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE', 'cache_folder', 'is_checkpoint', 'without_weights', 'encoder_of']
 
-# %% ../../nbs/35b_embeddings.encoders.ipynb #151e8e45
+# %% ../../nbs/35b_embeddings.encoders.ipynb #b4b62d26
 import os
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from .clap import clap
 from .encoder import Encoder, EncoderError, MfccEncoder, RandomVectors
 from .hub import MODELS, encoders_table, hub
 from .musicnn import musicnn
-from .tiny_clap import tiny_clap
 
 # %% ../../nbs/35b_embeddings.encoders.ipynb #91900c34
 CACHE = "SUNORECSYS_CACHE"  # environment variable
@@ -32,7 +31,7 @@ def without_weights(name: str) -> Encoder | None:
     "The encoder of a name that stands for no weights, or None."
     return {"mfcc": MfccEncoder, "random": RandomVectors}[name]() if name in ("mfcc", "random") else None
 
-# %% ../../nbs/35b_embeddings.encoders.ipynb #de463442
+# %% ../../nbs/35b_embeddings.encoders.ipynb #d1be6e5f
 def encoder_of(
     name: str, # a row of `embeddings.hub.encoders_table()`, or a CLAP checkpoint
     *,
@@ -57,6 +56,7 @@ def encoder_of(
     if plain:
         return plain
     if name == "tiny-clap":
+        from sunorecsys.embeddings.tiny_clap import tiny_clap  # brings the synthesiser with it
         return clap(tiny_clap(cache_dir or cache_folder(), progress=progress), device=device)
     known = [n for n in encoders_table().index if ":" not in n]
     raise EncoderError(f"no encoder {name!r}; known: {', '.join(known)}, or a CLAP checkpoint as hub id, folder or .pt file")

@@ -182,7 +182,7 @@ class EncoderCard:
     status: str
     speed: float | None # × real time
 
-# %% ../../nbs/35_embeddings.hub.ipynb #a95a8774
+# %% ../../nbs/35_embeddings.hub.ipynb #93b47253
 ENCODERS = (
     EncoderCard("clap", "laion/larger_clap_music", 48_000, 512, 10.0, "projection", "model's", True, "apache-2.0", RANDOM, None),
     EncoderCard("tiny-clap", "trained in place", 16_000, 128, 5.0, "projection", "model's", True, "as this project", TRAINED, None),
@@ -191,7 +191,7 @@ ENCODERS = (
     EncoderCard("mert-95m", "m-a-p/MERT-v1-95M", 24_000, 768, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, None),
     EncoderCard("mert-330m", "m-a-p/MERT-v1-330M", 24_000, 1024, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, None),
     EncoderCard("music2vec", "m-a-p/music2vec-v1", 16_000, 768, 30.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, None),
-    EncoderCard("mfcc", "embeddings.encoder", 16_000, 104, 10.0, "–", "8 statistics", False, "–", NONE, None),
+    EncoderCard("mfcc", "embeddings.encoder", 16_000, 104, 5.0, "–", "8 statistics", False, "–", NONE, None),
     EncoderCard("random", "control: a hash decides", 16_000, 512, 10.0, "–", "–", True, "–", NONE, None),
     EncoderCard("shuffled:<encoder>", "control: rows exchanged", None, None, None, "–", "–", False, "as the encoder", NONE, None),
 )
