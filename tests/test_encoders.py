@@ -3,6 +3,7 @@
 Every model here has random weights or a minute's training at most: nothing says how good a real checkpoint is.
 """
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -42,13 +43,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_clap(folder: Path, config, features) -> Path:
     """A CLAP folder of random weights as `save_pretrained` writes it."""
     import torch
-    from transformers import ClapModel, ClapProcessor
+    from transformers import ClapModel, ClapProcessor, RobertaTokenizerFast
 
     torch.manual_seed(0)
     ClapModel(config).save_pretrained(folder)
-    tokenizer = byte_tokenizer(CORPUS, config.text_config.vocab_size if config.text_config.vocab_size < 1000 else 320)
-    if config.text_config.vocab_size > 1000:  # as many words as the model, the rest never used
-        tokenizer.add_tokens([f"<unused{i}>" for i in range(config.text_config.vocab_size - len(tokenizer))])
+    words = config.text_config.vocab_size
+    tokenizer = byte_tokenizer(CORPUS, min(words, 320))
+    if words > 320:  # as many words as the model, the rest never used
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        vocab = parts["vocab"] | {f"unused{i}": i for i in range(len(parts["vocab"]), words)}
+        tokenizer = RobertaTokenizerFast(vocab=vocab, merges=[tuple(m) for m in parts["merges"]], model_max_length=77)
     ClapProcessor(features, tokenizer).save_pretrained(folder)
     return folder
 
