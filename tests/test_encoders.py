@@ -3,6 +3,7 @@
 Every model here has random weights or a minute's training at most: nothing says how good a real checkpoint is.
 """
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -26,7 +27,7 @@ from sunorecsys.embeddings.encoder import (
 from sunorecsys.embeddings.tiny_clap import HELD_OUT, Recipe, another_preset, hit_rate, recipe_hash, tiny_clap
 
 CORPUS = ["a slow sad folk song with piano", "fast techno with driving drums", "calm ambient music"] * 5
-QUICK = Recipe(n_train=48, n_presets=2, n_steps=3, batch=16)
+QUICK = Recipe(n_train=48, n_presets=2, audio_steps=3, text_steps=3, joint_steps=3, batch=16)
 
 
 def song(i: int, seconds: float = 5.0, rate: int = 16_000) -> np.ndarray:
@@ -42,13 +43,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_clap(folder: Path, config, features) -> Path:
     """A CLAP folder of random weights as `save_pretrained` writes it."""
     import torch
-    from transformers import ClapModel, ClapProcessor
+    from transformers import ClapModel, ClapProcessor, RobertaTokenizerFast
 
     torch.manual_seed(0)
     ClapModel(config).save_pretrained(folder)
-    tokenizer = byte_tokenizer(CORPUS, config.text_config.vocab_size if config.text_config.vocab_size < 1000 else 320)
-    if config.text_config.vocab_size > 1000:  # as many words as the model, the rest never used
-        tokenizer.add_tokens([f"<unused{i}>" for i in range(config.text_config.vocab_size - len(tokenizer))])
+    words = config.text_config.vocab_size
+    tokenizer = byte_tokenizer(CORPUS, min(words, 320))
+    if words > 320:  # as many words as the model, the rest never used
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        vocab = parts["vocab"] | {f"unused{i}": i for i in range(len(parts["vocab"]), words)}
+        tokenizer = RobertaTokenizerFast(vocab=vocab, merges=[tuple(m) for m in parts["merges"]], model_max_length=77)
     ClapProcessor(features, tokenizer).save_pretrained(folder)
     return folder
 
@@ -220,7 +224,7 @@ def test_the_same_recipe_gives_the_same_weights(tiny, tmp_path):
 def test_the_cache_is_named_by_recipe_and_generator(monkeypatch):
     import sunorecsys.embeddings.tiny_clap as module
 
-    names = {recipe_hash(r) for r in (QUICK, replace(QUICK, seed=1), replace(QUICK, n_steps=4), replace(QUICK, rate=1e-3))}
+    names = {recipe_hash(r) for r in (QUICK, replace(QUICK, seed=1), replace(QUICK, text_steps=4), replace(QUICK, rate=1e-3))}
     assert len(names) == 4 and recipe_hash(QUICK) in names
     monkeypatch.setattr(module, "TEMPLATES", (*module.TEMPLATES[:-1], "{genre} {mood} {tempo} {lead} {register} {texture}"))
     assert recipe_hash(QUICK) not in names
@@ -233,7 +237,7 @@ def test_two_at_once_and_threads_are_given_back(tmp_path):
     results = []
 
     def work():
-        results.append(tiny_clap(tmp_path, progress=False, recipe=replace(QUICK, n_steps=1)))
+        results.append(tiny_clap(tmp_path, progress=False, recipe=replace(QUICK, audio_steps=1)))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for t in threads:
