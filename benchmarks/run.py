@@ -1,6 +1,8 @@
-"""All speed benchmarks, each in a process of its own: a table beside the targets, and `data/bench.json` with the machine.
+"""The speed benchmarks, each in a process of its own: a table beside the targets, and `data/bench.json` with the machine.
 
-    python benchmarks/run.py [name …]      names: weekly channels history metrics simulate ingest
+Run by hand: bench_encoders.py (speed of each encoder) and bench_index.py (a graph over a million vectors takes many minutes).
+
+    python benchmarks/run.py [name …]      names: weekly channels history metrics simulate ingest extract
 """
 
 import json
@@ -29,6 +31,7 @@ TARGETS = {
     "simulate 50k songs, 20k listeners": ("simulate", "seconds", "<=", 120, "s"),
     "peak memory of the simulation": ("simulate", "peak_gib", "<=", 4, "GiB"),
     "ingest 10M rows, peak memory": ("ingest", "peak_mb", "<=", 1500, "MB"),
+    "embed 10k songs with mfcc, peak memory": ("extract", "peak_rss_gb", "<=", 2, "GB"),
 }
 
 
