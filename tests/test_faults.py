@@ -149,7 +149,7 @@ def test_a_failing_stage_is_named_and_resumed(published: Path, monkeypatch: pyte
         with pytest.raises(StageFailed, match="stage user_based failed: FileNotFoundError: no run 'no-such-run'"):
             run_week(published, week=WEEK, level="ERROR")
     done = run_week(published, week=WEEK, level="ERROR")
-    assert done.skipped[:2] == ("splits", "item_cf") and done.executed[0] == "user_based"
+    assert done.skipped[:3] == ("splits", "embeddings", "item_cf") and done.executed[0] == "user_based"
 
 
 def test_the_future_changes_nothing(micro: Path, tmp_path: Path) -> None:
