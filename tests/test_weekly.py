@@ -132,7 +132,7 @@ def test_every_listener_of_lastfm_gets_thirty_artists(tmp_path: Path) -> None:
     assert titles.reindex(lists["song_id"]).notna().all()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["split"]["protocol"] == "per_listener" and not any(metrics["sources"].values())
-    assert "undated plays" in (run / "report.html").read_text()
+    assert "plays without dates" in (run / "report.html").read_text()
 
 
 @pytest.mark.skipif(not (REAL / "suno").exists(), reason="real data are not here")
