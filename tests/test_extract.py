@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from test_store import forked
 
-from sunorecsys.embeddings import content
+from sunorecsys.embeddings import content, download
 from sunorecsys.embeddings.audio import Clip
 from sunorecsys.embeddings.encoder import Encoder, EncoderError, MfccEncoder, RandomVectors
 from sunorecsys.embeddings.extract import ahead, embed_files, extract, read_failed, store_of
@@ -184,7 +184,9 @@ class Pages(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if self.path.startswith("/html"):
+        if self.path.startswith("/busy"):
+            self.send_error(503)
+        elif self.path.startswith("/html"):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"<!doctype html><html>not found</html>")
@@ -206,7 +208,7 @@ def server(root: Path) -> Iterator[str]:
 
 
 def test_addresses(root: Path, server: str) -> None:
-    """Fetched once, though the cache is deleted; failures are kept without the secrets of the address and not asked for again."""
+    """Fetched once, though the cache is deleted; final failures are kept without the secrets of the address and not asked for again."""
     songs = pd.DataFrame({Col.SONG: ["a", "b", "page", "gone", "file"], Col.AUDIO: [
         f"{server}/audio/0.flac", f"{server}/audio/1.flac?token=secret", f"{server}/html.mp3?token=secret", f"{server}/gone.flac",
         f"file://{root}/audio/0.flac"]})
@@ -220,6 +222,22 @@ def test_addresses(root: Path, server: str) -> None:
     Pages.asked.clear()
     again = extract(songs, ENCODER, store, root=root)
     assert again.unchanged == ["a", "b"] and len(again.failed) == 3 and Pages.asked == []
+
+
+def test_a_host_that_is_gone_costs_three_songs_and_is_asked_again_the_next_time(
+        root: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download.time, "sleep", lambda s: None)
+    songs = pd.DataFrame({Col.SONG: [f"s{i}" for i in range(20)], Col.AUDIO: [f"{server}/busy/{i}.flac" for i in range(20)]})
+    songs.loc[20] = ["file", "audio/0.flac"]
+    store = store_of(root / "embeddings", ENCODER)
+    for _ in range(2):
+        Pages.asked.clear()
+        done = extract(songs, ENCODER, store, root=root, n_decoders=1)
+        assert len(done.failed) == 20 and len(Pages.asked) == 3 * 4, "not three songs with four attempts each"
+        assert done.failed["reason"].str.contains("503").sum() == 3
+        assert done.failed["reason"].str.contains("127.0.0.1 failed 3 songs in a row").sum() == 17
+    songs[Col.AUDIO] = [f"{server}/audio/{i % 12}.flac" for i in range(21)]
+    assert len(extract(songs.iloc[:12], ENCODER, store, root=root).embedded) == 12 and done.unchanged == ["file"]
 
 
 def test_prompts(root: Path) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTLED_NS', 'Skipped', 'audio_path', 'FileHashes', 'Look', 'Known', 'listen', 'read_prompt']
 
-# %% ../../nbs/36c_embeddings.content.ipynb #6d73e7c3
+# %% ../../nbs/36c_embeddings.content.ipynb #80917913
 import hashlib
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..workspace import file_hash, logger, write_table
 from .audio import AudioError, Clip, read_audio
-from .download import DownloadError, fetch_audio, shown
+from .download import DownloadError, Hosts, fetch_audio, shown
 from .store import HASH
 
 # %% ../../nbs/36c_embeddings.content.ipynb #9c5c6207
@@ -56,12 +56,12 @@ def _key(address: str) -> str:
     "How an address is remembered: without the secrets that it may carry."
     return f"address:{hashlib.sha256(address.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
-# %% ../../nbs/36c_embeddings.content.ipynb #de5e79ea
+# %% ../../nbs/36c_embeddings.content.ipynb #fa71c856
 class FileHashes:
     "SHA-256 of files, remembered with their size and time of modification; of addresses, what was fetched."
 
     def __init__(self, path: Path):
-        self.path, self.known, self._new = path, {}, False
+        self.path, self.known, self._new, self.hosts = path, {}, False, Hosts()
         if path.exists():
             self.known = _remembered(path)
 
@@ -77,13 +77,13 @@ class FileHashes:
             self._new = True
         return content
 
-    def of_address(self, address: str) -> str | None:
-        "The hash of what was fetched from an address, or None."
-        return self.known.get(_key(address), (0, 0, None))[2]
+    def of_address(self, address: str) -> str:
+        "The hash of what was fetched from an address; of one that never gave anything, its key."
+        return self.known.get(_key(address), (0, 0, _key(address)))[2]
 
     def fetched(self, address: str, cache_dir: Path) -> Path:
         "The file of an address, whose hash is remembered."
-        path = fetch_audio(address, cache_dir)
+        path = fetch_audio(address, cache_dir, hosts=self.hosts)
         self.known[_key(address)], self._new = (0, 0, self.of(path)), True
         return path
 
@@ -121,7 +121,7 @@ class Known:
             return Look(song, path, content, reason=before[1])
         return None
 
-# %% ../../nbs/36c_embeddings.content.ipynb #bd10f242
+# %% ../../nbs/36c_embeddings.content.ipynb #1dbd3703
 def listen(song: str, audio: Any, known: Known, root: Path, cache_dir: Path, rate: int) -> Look:
     "A song's clip at `rate`, or why there is none."
     path, content = "" if not isinstance(audio, str) else shown(audio) if "://" in audio else audio, None
@@ -136,8 +136,10 @@ def listen(song: str, audio: Any, known: Known, root: Path, cache_dir: Path, rat
             return settled
         clip = read_audio(where, rate)
         return Look(song, path, content, None if clip.failure else clip, clip.failure)
-    except (AudioError, DownloadError) as e:
+    except AudioError as e:
         return Look(song, path, content, reason=e.reason)
+    except DownloadError as e: # a failure with a hash is remembered, one without is tried again by the next extraction
+        return Look(song, path, None if e.again else known.files.of_address(audio), reason=e.reason)
     except Skipped as e:
         return Look(song, path, reason=str(e))
     except OSError as e:

@@ -239,7 +239,7 @@ def take_all(work: Collecting, looks: Iterable[Look], limit: int | None, bar: tq
     work.done.failed = failed_frame(work.reasons)
     return seen
 
-# %% ../../nbs/37_embeddings.extract.ipynb #d8c85a52
+# %% ../../nbs/37_embeddings.extract.ipynb #40c5bc35
 def extract(
     songs: pd.DataFrame, # `song_id` unique, and `audio` (path or URL) or `prompt`
     encoder: Encoder,
@@ -248,7 +248,7 @@ def extract(
     modality: str = "audio", # or "text": the prompts
     root: Path | str = ".", # relative paths begin here, and none may lead out of it
     batch_size: int = 32, # songs encoded together
-    n_decoders: int = 1, # threads; more where songs are fetched from far away
+    n_decoders: int | None = None, # threads that read and decode; default: 1 for files, 8 where songs are fetched
     limit: int | None = None, # at most so many songs that are new or changed
     progress: bool = True, # a bar on a terminal
     retry: bool = False, # try known failures again
@@ -256,14 +256,15 @@ def extract(
 ) -> Extraction:
     "Embed what is new or changed; failures go to `failed.parquet` in the store. `Locked` when another process extracts the same."
     column = check_songs(songs, encoder, store, modality)
-    if min(batch_size, n_decoders, 1 if limit is None else limit) < 1:
+    if min(x for x in (batch_size, n_decoders, limit) if x is not None) < 1:
         raise ValueError(f"batch_size {batch_size}, n_decoders {n_decoders} and limit {limit} must be at least 1")
     items = list(zip(songs[Col.SONG], songs[column].astype(object), strict=True))
+    n_threads = n_decoders or (8 if modality == "audio" and songs[column].str.contains("://", na=False).any() else 1)
     with hold(store, f"extracting {modality} with {encoder.name}"):
         known = open_known(store, retry)
         work = Collecting(encoder, store, known, batch_size)
         look = looker(known, modality, Path(root), Path(cache_dir or store.folder.parent / "downloads"), encoder.sampling_rate)
-        looks = ahead(look, items, n_threads=n_decoders, n_ahead=2 * batch_size, size=bytes_of)
+        looks = ahead(look, items, n_threads=n_threads, n_ahead=2 * batch_size, size=bytes_of)
         bar = tqdm(total=len(items), desc=f"{encoder.name}, {modality}", unit="song", disable=None if progress else True)
         with contextlib.closing(looks), bar:
             work.done.left = len(items) - take_all(work, looks, limit, bar)
