@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'MICRO', 'sample_recipe', 'check_free', 'split_world', 'write_tables', 'heldback_week', 'song_attributes',
            'missing_clips', 'write_clips', 'make_sample', 'listening_sources', 'add_simulated_listeners']
 
-# %% ../../nbs/14_data.sample.ipynb #c42e7a15
+# %% ../../nbs/14_data.sample.ipynb #b6e410c7
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..schema import Col, validate
 from ..workspace import WEEK, Workspace, atomic, lock, logger, read_json, value_hash, write_json, write_table
 from .log import append_partition, read_log
 from .simulate import World, ids, load_truth, simulate, simulate_listeners
-from .staging import Counts, record_source
+from .staging import Counts, known_sources, record_source
 from .synthesis import SAMPLE, Attributes, synthesise, write_clip
 from .taste import REGIMES, VOCABULARY, Truth, WorldConfig
 
@@ -111,12 +111,12 @@ def write_clips(workspace: Workspace, truth: Truth, n_songs: int, seed: int, pro
         write_clip(path, synthesise(song_attributes(truth, code), seed=(seed, code), sampling_rate=RATE), RATE)
     return len(missing)
 
-# %% ../../nbs/14_data.sample.ipynb #877511ae
+# %% ../../nbs/14_data.sample.ipynb #423da433
 def _has_tables(workspace: Workspace) -> bool:
     "Whether the sample's tables are all there; raises when others came before they were."
-    if workspace.sources.exists() and "sample" not in (known := read_json(workspace.sources)):
+    if (known := known_sources(workspace)) and "sample" not in known:
         raise FileExistsError(f"{workspace.root} holds half a sample and {', '.join(known)}; choose another folder or delete that one")
-    return workspace.sources.exists()
+    return bool(known)
 
 def _finished(workspace: Workspace, recipe: dict[str, Any]) -> bool:
     "Whether tables and clips of the sample are all there."
@@ -151,22 +151,20 @@ def make_sample(
     logger.info("sample workspace: %s songs, %s listeners, regime %s, seed %s", n_songs, n_users, regime, seed)
     return workspace
 
-# %% ../../nbs/14_data.sample.ipynb #1c9893e1
+# %% ../../nbs/14_data.sample.ipynb #8b18e0d3
 def listening_sources(workspace: Workspace) -> dict[str, bool]:
     "What brought the listening of a workspace, by name, and whether it is simulated."
-    known = read_json(workspace.sources) if workspace.sources.exists() else {}
-    out = {name: "regime" in s for name, s in known.items() if s.get("interactions")}
+    out = {name: "regime" in s for name, s in known_sources(workspace).items() if s.get("interactions")}
     online = workspace.history_db.exists() and len(read_log((None, workspace.history_db), columns=[Col.USER]))
     return out | ({workspace.history_db.name: False} if online else {})
 
-# %% ../../nbs/14_data.sample.ipynb #2e249fa9
+# %% ../../nbs/14_data.sample.ipynb #cef8d3a8
 def add_simulated_listeners(root: Path | str, n_users: int, seed: int = 0) -> str:
     "Simulated listening on the songs of a workspace; a sentence about it. `FileExistsError` where there is other listening."
     ws = Workspace(root).check()
     name, recipe = f"simulated-listeners-{seed}", {"regime": "simulated-listeners", "seed": seed, "n_users": n_users}
     with lock(ws, "simulating listeners"):
-        known = read_json(ws.sources) if ws.sources.exists() else {}
-        if name in known and known[name].get("n_users") == n_users:
+        if known_sources(ws).get(name, {}).get("n_users") == n_users:
             return f"{n_users} simulated listeners (seed {seed}) are there already"
         if any(ws.log.glob("*.parquet")) or ws.history_db.exists():
             raise FileExistsError(f"{ws.root} has listening already; simulated listeners need a workspace without")

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'to_embed', 'embed_modality', 'embed_week', 'failures', 'open_vectors', 'nearest', 'tag_matrix',
            'in_common', 'by_chance', 'compare_spaces', 'genre_map', 'plot_map', 'song_spaces', 'said_of']
 
-# %% ../../nbs/39_embeddings.songs.ipynb #b976f834
+# %% ../../nbs/39_embeddings.songs.ipynb #3c05dff1
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..workspace import read_json, write_json, write_table
 from .encoder import Encoder, shuffled_rows
 from .encoders import encoder_of
 from .extract import extract, read_failed, store_of
+from .index import VectorIndex
 from .store import EmbeddingStore
 
 # %% ../../nbs/39_embeddings.songs.ipynb #fdeae7ba
@@ -30,14 +31,13 @@ def to_embed(songs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     there = {m: songs.loc[songs[c].notna(), [Col.SONG, c]] for m, c in COLUMNS.items() if c in songs}
     return {m: rows for m, rows in there.items() if len(rows)}
 
-# %% ../../nbs/39_embeddings.songs.ipynb #a0a2bf93
+# %% ../../nbs/39_embeddings.songs.ipynb #fd50f2c4
 def embed_modality(songs: pd.DataFrame, encoder: Encoder, modality: str, folder: Path, root: Path, batch_size: int) -> dict[str, Any]:
     "Embed what is new or changed of one modality; the pin, and counts of this extraction."
     store = store_of(folder, encoder, modality)
     done = extract(songs, encoder, store, modality=modality, root=root, batch_size=batch_size)
-    there = ~store.vectors(songs[Col.SONG])[1]
-    return {"pin": store.pin(), "songs": len(songs), "with_vector": int(there.sum()), "embedded_now": len(done.embedded),
-            "failed": len(done.failed), "noticed": len(done.noticed)}
+    return {"pin": store.pin(), "songs": len(songs), "with_vector": int((store.rows(songs[Col.SONG]) >= 0).sum()), 
+            "embedded_now": len(done.embedded), "failed": len(done.failed), "noticed": len(done.noticed)}
 
 def embed_week(this: Run, out: Path) -> dict[str, Any]:
     "The stage: vectors of the frozen catalogue; writes `embeddings/{embeddings.json, failed.parquet}` below `out` and returns the facts."
@@ -70,15 +70,11 @@ def open_vectors(folder: Path, embeddings: Path) -> dict[str, EmbeddingStore]:
     stores = {m: f["pin"] for m, f in facts["modalities"].items()}
     return {m: EmbeddingStore.open(embeddings / f"{pin['fingerprint']}-{m}", pin=pin) for m, pin in stores.items()}
 
-# %% ../../nbs/39_embeddings.songs.ipynb #a55ddfbe
-def nearest(vectors: np.ndarray, k: int, rows: int = 512) -> np.ndarray: # int64 (n, k)
-    "The k nearest other rows of each unit row, by cosine, in blocks of `rows`."
-    k, out = min(k, len(vectors) - 1), []
-    for at in range(0, len(vectors), rows):
-        cosine = vectors[at:at + rows] @ vectors.T
-        cosine[np.arange(len(cosine)), np.arange(at, at + len(cosine))] = -np.inf
-        out.append(np.argsort(-cosine, axis=1, kind="stable")[:, :k])
-    return np.concatenate(out)
+# %% ../../nbs/39_embeddings.songs.ipynb #6f8ee877
+def nearest(vectors: np.ndarray, k: int) -> np.ndarray: # int64 (n, k)
+    "The k nearest other rows of each unit row, by cosine."
+    ids = np.arange(len(vectors)).astype(str)
+    return VectorIndex.build(ids, vectors).similar(ids, min(k, len(vectors) - 1))[0].astype(np.int64)
 
 def tag_matrix(tags: pd.Series) -> np.ndarray: # float32 (n, distinct tags)
     "1 where a song has a tag; a song without tags has a row of zeros."
