@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'Stage', 'log_span', 'which_boundary', 'stage_cells', 'code_hash', 'input_hashes', 'run_key', 'Run',
            'take_over', 'open_run', 'left_over']
 
-# %% ../nbs/16_stages.ipynb #b2c3978e
+# %% ../nbs/16_stages.ipynb #7b0c493b
 import contextlib
 import importlib.metadata
 import os
@@ -24,7 +24,8 @@ import sunorecsys
 from . import workspace as disk
 from .config import Config, changed_settings, load_config
 from .data.log import read_log
-from .notebooks import INHERITED, notebooks_folder, read_notebook, tags
+from .kernels import INHERITED
+from .notebooks import notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 

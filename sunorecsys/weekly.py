@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StageFailed', 'run_stage', 'WeekResult', 'inherited', 'run_week', 'finish', 'needed', 'run_forever', 'replay']
 
-# %% ../nbs/90_weekly.ipynb #edf80559
+# %% ../nbs/90_weekly.ipynb #fc87bea7
 import contextlib
 import os
 import sys
@@ -19,7 +19,8 @@ import pandas as pd
 from . import workspace as disk
 from .config import load_config
 from .data.log import EventStore
-from .notebooks import INHERITED, as_html, execute, notebooks_folder, stderr_lines
+from .kernels import INHERITED
+from .notebooks import as_html, execute, notebooks_folder, stderr_lines
 from .stages import STAGES, Run, code_hash, log_span, open_run, take_over, which_boundary
 from .workspace import WEEK, Workspace, lock, log_level, log_to, logger, read_json, stage_record, week_name, write_json
 

@@ -89,7 +89,7 @@ def test_second_run_refuses_and_names_the_first(published: Path) -> None:
 
 def test_orphaned_kernel_keeps_the_lock(micro: Path) -> None:
     """A kernel lives in a session of its own: while it lives nobody else may begin, and when it dies the lock is free."""
-    code = ("import os, sys; from sunorecsys.notebooks import INHERITED, InheritingKernelManager; "
+    code = ("import os, sys; from sunorecsys.kernels import INHERITED, InheritingKernelManager; "
             "from sunorecsys.workspace import Workspace, lock; from sunorecsys.weekly import inherited; import asyncio\n"
             "async def go():\n"
             f"    with lock(Workspace({str(micro)!r}), 'a run that dies') as fd, inherited(fd):\n"
