@@ -44,11 +44,12 @@ class Recipe:
     seed: int = 0
     version: int = 1 # raise it when the training loop changes
 
-# %% ../../nbs/33_embeddings.tiny_clap.ipynb #9301d9e7
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #02b6ec64
 def about(x: float, spread: float, rng: np.random.Generator) -> float:
     "A number near x on the scale of logarithms, by at least a tenth of `spread` and at most half of it; 0 stays 0."
     return float(x * np.exp(spread * rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)))
 
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #49a1a0c3
 def another_genre(g: Genre, rng: np.random.Generator) -> Genre:
     "The same genre by another band: a tenth of the soft strokes of every part are drawn anew."
     swap = str.maketrans("xo", "ox")
