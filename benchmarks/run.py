@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +41,15 @@ def machine() -> dict:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": cpu, "cores": os.cpu_count(), "ram_gib": round(ram, 1), "system": platform.platform(terse=True),
-            "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2)}
+            "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2), "ten_million_additions_s": speed()}
+
+
+def speed() -> float:
+    """Seconds that ten million additions in Python take: a shared machine may be three times slower at one moment than at another."""
+    start, total = time.perf_counter(), 0
+    for i in range(10_000_000):
+        total += i
+    return round(time.perf_counter() - start, 2)
 
 
 def measure(name: str) -> dict | list:

@@ -41,10 +41,10 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #49cb31d5
+# %% ../nbs/01_config.ipynb #e8d4908d
 class EmbeddingsConfig(_Component):
     "Vectors of audio and prompts (`embeddings.songs`)."
-    encoder: str = Setting("mfcc", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
+    encoder: str = Setting("tiny-clap", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
     checkpoint: str = Setting("", description="hub id or path, instead of the weights that the name stands for")
     device: str = Setting("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     batch_size: int = Setting(32, ge=1, le=4096, description="songs encoded together")

@@ -23,7 +23,7 @@ import sunorecsys
 from .kernels import CAN_FORK, InheritingKernelManager, warm_up
 from .workspace import atomic, write_json
 
-# %% ../nbs/03_notebooks.ipynb #16659354
+# %% ../nbs/03_notebooks.ipynb #b92e0583
 def notebooks_folder() -> Path:
     "The folder of the stage notebooks: beside the package in a clone, inside it in an installed wheel."
     package = Path(sunorecsys.__file__).resolve().parent
@@ -43,9 +43,10 @@ def read_notebook(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as a notebook: {e!r}") from None
 
 def write_notebook(path: Path, nb: Mapping[str, Any]) -> None:
-    "Write a notebook, atomically."
+    "Write a notebook, atomically; sources as lists of lines, as Jupyter does."
+    cells = [{**c, "source": c["source"].splitlines(keepends=True)} for c in nb["cells"]]
     with atomic(path) as tmp:
-        tmp.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        tmp.write_text(json.dumps({**nb, "cells": cells}, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 def tags(cell: Mapping[str, Any]) -> list[str]:
     "The tags of a cell."

@@ -27,7 +27,7 @@ from sunorecsys.embeddings.encoder import (
 from sunorecsys.embeddings.tiny_clap import HELD_OUT, Recipe, another_preset, hit_rate, recipe_hash, tiny_clap
 
 CORPUS = ["a slow sad folk song with piano", "fast techno with driving drums", "calm ambient music"] * 5
-QUICK = Recipe(n_train=48, n_presets=2, audio_steps=3, text_steps=3, joint_steps=3, batch=16)
+QUICK = Recipe(n_train=48, steps=3, batch=16)
 
 
 def song(i: int, seconds: float = 5.0, rate: int = 16_000) -> np.ndarray:
@@ -224,7 +224,7 @@ def test_the_same_recipe_gives_the_same_weights(tiny, tmp_path):
 def test_the_cache_is_named_by_recipe_and_generator(monkeypatch):
     import sunorecsys.embeddings.tiny_clap as module
 
-    names = {recipe_hash(r) for r in (QUICK, replace(QUICK, seed=1), replace(QUICK, text_steps=4), replace(QUICK, rate=1e-3))}
+    names = {recipe_hash(r) for r in (QUICK, replace(QUICK, seed=1), replace(QUICK, steps=4), replace(QUICK, rate=1e-3))}
     assert len(names) == 4 and recipe_hash(QUICK) in names
     monkeypatch.setattr(module, "TEMPLATES", (*module.TEMPLATES[:-1], "{genre} {mood} {tempo} {lead} {register} {texture}"))
     assert recipe_hash(QUICK) not in names
@@ -237,7 +237,7 @@ def test_two_at_once_and_threads_are_given_back(tmp_path):
     results = []
 
     def work():
-        results.append(tiny_clap(tmp_path, progress=False, recipe=replace(QUICK, audio_steps=1)))
+        results.append(tiny_clap(tmp_path, progress=False, recipe=replace(QUICK, steps=1)))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for t in threads:

@@ -150,7 +150,7 @@ def test_real_songs_with_simulated_listeners(tmp_path: Path) -> None:
     """Their audio lies at addresses; here nobody answers there, and the week is made all the same."""
     w, nowhere = tmp_path / "w", os.environ | {"https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     assert sh("ingest", "suno", REAL / "suno" / "songs.json", "-w", w, "--simulate-listeners", 100).returncode == 0
-    assert sh("weekly", "-w", w, "--log-level", "ERROR", env=nowhere).returncode == 0
+    assert sh("weekly", "-w", w, "--log-level", "ERROR", "--set", "embeddings.encoder=mfcc", env=nowhere).returncode == 0
     run = Workspace(w).published()
     lists = pd.read_parquet(run / "playlists.parquet")
     assert (lists.groupby("user_id").size() == 30).all() and lists["user_id"].nunique() > 90
