@@ -41,6 +41,10 @@ def test_a_week_and_its_backtest(published: Path) -> None:
     seen = known[["user_id", "song_id"]].drop_duplicates()
     assert not len(lists.merge(seen, on=["user_id", "song_id"])), "something seen was recommended"
     assert {"list_id", "week", "variant", "policy", "propensity", "channel", "reason_kind", "reason_id", "score_item_cf"} <= set(lists)
+    texts = {r.name[:8]: json.loads((r / "embeddings" / "embeddings.json").read_text())["modalities"]["text"]
+             for r in (published / "runs").iterdir()}
+    new = texts["2026-W12"]["with_vector"] - texts["2026-W11"]["with_vector"]
+    assert texts["2026-W11"]["embedded_now"] == texts["2026-W11"]["with_vector"] and texts["2026-W12"]["embedded_now"] == new > 0
     rows = quality_by_week(published)
     mine = rows[rows["model"] == "published"]
     assert mine["scored"].tolist() == ["2026-W11"] and mine["part"].tolist() == ["backtest"] and mine["value"].between(0, 1).all()

@@ -28,13 +28,13 @@ from .quality_filter import QualityFilter, keep_best
 from .rerank import creator_codes
 from .user_based import UserBased
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #371f3dc5
+# %% ../../nbs/72_recommenders.hybrid.ipynb #f6676fc9
 CHANNELS: dict[str, type[Recommender]] = {"item_cf": ItemCF, "user_based": UserBased}
 WEIGHTS = {"item_cf": "item_cf_weight", "user_based": "user_cf_weight", "two_tower": "two_tower_weight"}
 ABSENT = {
-    "two_tower": "recall: needs song embeddings, which this version does not make",
+    "two_tower": "recall: no two-tower model in this version",
     "din": "fine ranking: no click model in this version",
-    "prompt": "fine ranking: needs text embeddings, which this version does not make",
+    "prompt": "fine ranking: no prompt similarity in this version",
     "music_flamingo": "re-ranking: not in this version",
 }
 
