@@ -33,6 +33,8 @@ TARGETS = {
     "peak memory of the simulation": ("simulate", "peak_gib", "<=", 4, "GiB"),
     "ingest 10M rows, peak memory": ("ingest", "peak_mb", "<=", 1500, "MB"),
     "embed 10k songs with mfcc, peak memory": ("extract", "peak_rss_gb", "<=", 2, "GB"),
+    "embed FLAC with the tiny CLAP": ("extract", "tiny_clap_times_real_time", ">=", 300, "× real time"),
+    "prompts with the tiny CLAP": ("extract", "tiny_clap_prompts_per_s", ">=", 500, "/s"),
 }
 
 
