@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from bench_encoders import full_clap
 
 from sunorecsys.data.synthesis import random_attributes
-from sunorecsys.embeddings.encoder import Encoder, MfccEncoder
+from sunorecsys.embeddings.audio import read_audio
+from sunorecsys.embeddings.clap import encode_mels, log_mel
+from sunorecsys.embeddings.encoder import Encoder, MfccEncoder, cut_windows
 from sunorecsys.embeddings.encoders import encoder_of
 from sunorecsys.embeddings.extract import extract, store_of
 from sunorecsys.schema import Col
@@ -54,6 +57,27 @@ def prompts_per_s(n: int = 4000) -> float:
         encoder.encode_text(prompts[at:at + 32])
     return round(n / (time.perf_counter() - start))
 
+def pipeline_ratio(n: int = 24, repeats: int = 3) -> float:
+    "Model time over extraction time, of a CLAP of full size (random weights): what decoding, mels and storing leave; best of `repeats`."
+    encoder, best = full_clap(), []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        songs = make(root, n)
+        clips = [read_audio(root / p, encoder.sampling_rate).samples for p in songs[Col.AUDIO]]
+        windows, _, _ = cut_windows(clips, round(encoder.window_s * encoder.sampling_rate), encoder.padding)
+        mels = log_mel(windows, encoder.features)
+        encode_mels(encoder.model, mels[:2], encoder.device)
+        for i in range(repeats):
+            start = time.perf_counter()
+            for at in range(0, n, 8):
+                encode_mels(encoder.model, mels[at:at + 8], encoder.device)
+            model = time.perf_counter() - start
+            store = store_of(root / f"embeddings{i}", encoder)
+            start = time.perf_counter()
+            extract(songs, encoder, store, root=root, batch_size=8, progress=False)
+            best.append(model / (time.perf_counter() - start))
+    return round(max(best), 3)
+
 def run(n: int = 10_000, name: str = "mfcc") -> dict:
     "First extraction, and a second one that finds everything unchanged."
     with tempfile.TemporaryDirectory() as folder:
@@ -81,4 +105,4 @@ if __name__ == "__main__":
     else:
         tiny = run(2000, "tiny-clap")
         print(json.dumps(run() | {"tiny_clap": tiny, "tiny_clap_times_real_time": tiny["times_real_time"],
-                                  "tiny_clap_prompts_per_s": prompts_per_s()}, indent=1))
+                                  "tiny_clap_prompts_per_s": prompts_per_s(), "clap_pipeline_ratio": pipeline_ratio()}, indent=1))
