@@ -1,7 +1,7 @@
 """Speed of the encoders: seconds of sound per second, windows ready in memory; best of `repeats`. Full-size models have random weights.
 Both clocks are printed with the load before it: beside other work neither is a figure to quote (CPU seconds varied fourfold).
 
-    python benchmarks/bench_encoders.py [name …]      names: mfcc musicnn mert-95m mert-330m music2vec clap
+    python benchmarks/bench_encoders.py [name …]      names: mfcc tiny-clap musicnn mert-95m mert-330m music2vec clap
 
 MusiCNN has its real weights and is left out where `make extras` was not run. Prints JSON; `embeddings.hub.ENCODERS` quotes it.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sunorecsys.embeddings.encoder import Encoder, MfccEncoder
+from sunorecsys.embeddings.encoders import encoder_of
 from sunorecsys.embeddings.hub import MODELS, hub
 
 # what the checkpoints' configurations say beyond the defaults of `transformers`
@@ -54,6 +55,8 @@ def make(name: str) -> Encoder:
     "An encoder by its name."
     if name == "mfcc":
         return MfccEncoder()
+    if name == "tiny-clap":
+        return encoder_of(name)
     if name == "musicnn":
         from sunorecsys.embeddings.musicnn import musicnn
         return musicnn()
@@ -62,7 +65,7 @@ def make(name: str) -> Encoder:
 def bench(name: str, repeats: int = 3) -> dict:
     "Speed of `encode_windows` on one block of windows, on this machine's threads."
     encoder = make(name)
-    n = {"mfcc": 8, "musicnn": 8, "clap": 2, "music2vec": 1}.get(name, 2)
+    n = {"mfcc": 8, "musicnn": 8, "tiny-clap": 32, "clap": 2, "music2vec": 1}.get(name, 2)
     windows = (0.1 * np.random.default_rng(0).standard_normal((n, round(encoder.window_s * encoder.sampling_rate)))).astype(np.float32)
     encoder.encode_windows(windows[:1])
     seconds, busy = [], []
@@ -71,14 +74,14 @@ def bench(name: str, repeats: int = 3) -> dict:
         encoder.encode_windows(windows)
         seconds.append(time.perf_counter() - start)
         busy.append(time.process_time() - cpu)
-    weights = {"mfcc": "none", "musicnn": "real"}.get(name, "random, full size")
+    weights = {"mfcc": "none", "musicnn": "real", "tiny-clap": "trained here, a toy"}.get(name, "random, full size")
     return {"name": name, "weights": weights, "threads": torch.get_num_threads(), "seconds_of_sound": round(n * encoder.window_s, 1),
             "seconds": round(min(seconds), 3), "times_real_time": round(n * encoder.window_s / min(seconds), 1),
             "times_real_time_per_cpu_second": round(n * encoder.window_s / min(busy), 1), "load": round(os.getloadavg()[0], 1),
             "target": 25 if name == "musicnn" else None}
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["musicnn", "mfcc", *FULL, "clap"]
+    wanted = sys.argv[1:] or ["musicnn", "mfcc", "tiny-clap", *FULL, "clap"]
     if find_spec("musicnn") is None and "musicnn" in wanted:
         print("musicnn is left out: run `make extras`", file=sys.stderr)
         wanted.remove("musicnn")

@@ -182,16 +182,16 @@ class EncoderCard:
     status: str
     speed: float | None # × real time
 
-# %% ../../nbs/35_embeddings.hub.ipynb #93b47253
+# %% ../../nbs/35_embeddings.hub.ipynb #10462456
 ENCODERS = (
-    EncoderCard("clap", "laion/larger_clap_music", 48_000, 512, 10.0, "projection", "model's", True, "apache-2.0", RANDOM, None),
-    EncoderCard("tiny-clap", "trained in place", 16_000, 128, 5.0, "projection", "model's", True, "as this project", TRAINED, None),
-    EncoderCard("musicnn", "MSD_musicnn of musicnn 0.1.0", 16_000, 200, 3.008, "penultimate", "max and mean", False, "ISC", REAL, None),
+    EncoderCard("clap", "laion/larger_clap_music", 48_000, 512, 10.0, "projection", "model's", True, "apache-2.0", RANDOM, 30),
+    EncoderCard("tiny-clap", "trained in place", 16_000, 128, 5.0, "projection", "model's", True, "as this project", TRAINED, 2800),
+    EncoderCard("musicnn", "MSD_musicnn of musicnn 0.1.0", 16_000, 200, 3.008, "penultimate", "max and mean", False, "ISC", REAL, 118),
     EncoderCard("musicnn-mtt", "MTT_musicnn of musicnn 0.1.0", 16_000, 200, 3.008, "penultimate", "max and mean", False, "ISC", REAL, None),
-    EncoderCard("mert-95m", "m-a-p/MERT-v1-95M", 24_000, 768, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, None),
-    EncoderCard("mert-330m", "m-a-p/MERT-v1-330M", 24_000, 1024, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, None),
-    EncoderCard("music2vec", "m-a-p/music2vec-v1", 16_000, 768, 30.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, None),
-    EncoderCard("mfcc", "embeddings.encoder", 16_000, 104, 5.0, "–", "8 statistics", False, "–", NONE, None),
+    EncoderCard("mert-95m", "m-a-p/MERT-v1-95M", 24_000, 768, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, 8.5),
+    EncoderCard("mert-330m", "m-a-p/MERT-v1-330M", 24_000, 1024, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, 2.8),
+    EncoderCard("music2vec", "m-a-p/music2vec-v1", 16_000, 768, 30.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, 7.1),
+    EncoderCard("mfcc", "embeddings.encoder", 16_000, 104, 5.0, "–", "8 statistics", False, "–", NONE, 5200),
     EncoderCard("random", "control: a hash decides", 16_000, 512, 10.0, "–", "–", True, "–", NONE, None),
     EncoderCard("shuffled:<encoder>", "control: rows exchanged", None, None, None, "–", "–", False, "as the encoder", NONE, None),
 )
