@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from sunorecsys.embeddings.encoder import Encoder, MfccEncoder
+from sunorecsys.embeddings.encoder import Encoder
 from sunorecsys.embeddings.encoders import encoder_of
 from sunorecsys.embeddings.hub import MODELS, hub
 
@@ -53,13 +53,8 @@ def full_clap() -> Encoder:
 
 def make(name: str) -> Encoder:
     "An encoder by its name."
-    if name == "mfcc":
-        return MfccEncoder()
-    if name == "tiny-clap":
+    if name in ("mfcc", "tiny-clap", "musicnn"):
         return encoder_of(name)
-    if name == "musicnn":
-        from sunorecsys.embeddings.musicnn import musicnn
-        return musicnn()
     return full_clap() if name == "clap" else full_size(name)
 
 def bench(name: str, repeats: int = 3) -> dict:

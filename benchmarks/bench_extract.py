@@ -1,4 +1,4 @@
-"""Speed and memory of `embeddings.extract`: 10k short songs (synthesised, FLAC) with an encoder of ENCODERS. Prints JSON.
+"""Speed and memory of `embeddings.extract`: 10k short songs (synthesised, FLAC) with any encoder. Prints JSON.
 
     python benchmarks/bench_extract.py [songs encoder]      nothing: 10,000 with mfcc, then 2,000 with tiny-clap and its prompts
 """
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,12 @@ from bench_encoders import full_clap
 from sunorecsys.data.synthesis import random_attributes
 from sunorecsys.embeddings.audio import read_audio
 from sunorecsys.embeddings.clap import encode_mels, log_mel
-from sunorecsys.embeddings.encoder import Encoder, MfccEncoder, cut_windows
+from sunorecsys.embeddings.encoder import cut_windows
 from sunorecsys.embeddings.encoders import encoder_of
 from sunorecsys.embeddings.extract import extract, store_of
 from sunorecsys.schema import Col
 
-ENCODERS: dict[str, Callable[[], Encoder]] = {"mfcc": lambda: MfccEncoder(window_s=5.0), "tiny-clap": lambda: encoder_of("tiny-clap")}
-CLIPS, SECONDS = 200, 5.0
+CLIPS = 200
 
 # in a process of its own, so that its memory does not count
 MAKE = """
@@ -48,7 +46,7 @@ def make(root: Path, n: int) -> pd.DataFrame:
 
 def prompts_per_s(n: int = 4000) -> float:
     "Text with the tiny CLAP, in batches as `extract` makes them."
-    rng, encoder = np.random.default_rng(0), ENCODERS["tiny-clap"]()
+    rng, encoder = np.random.default_rng(0), encoder_of("tiny-clap")
     songs = [random_attributes(rng) for _ in range(n)]
     prompts = [f"{a.mood} {a.genre} with {a.lead}, {a.tempo}, {a.register}, {a.texture}" for a in songs]
     encoder.encode_text(prompts[:32])
@@ -82,7 +80,7 @@ def run(n: int = 10_000, name: str = "mfcc") -> dict:
     "First extraction, and a second one that finds everything unchanged."
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        songs, encoder = make(root, n), ENCODERS[name]()
+        songs, encoder = make(root, n), encoder_of(name)
         store = store_of(root / "embeddings", encoder)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         wall, cpu = time.perf_counter(), time.process_time()

@@ -31,12 +31,12 @@ def to_embed(songs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     there = {m: songs.loc[songs[c].notna(), [Col.SONG, c]] for m, c in COLUMNS.items() if c in songs}
     return {m: rows for m, rows in there.items() if len(rows)}
 
-# %% ../../nbs/39_embeddings.songs.ipynb #fd50f2c4
+# %% ../../nbs/39_embeddings.songs.ipynb #ad842803
 def embed_modality(songs: pd.DataFrame, encoder: Encoder, modality: str, folder: Path, root: Path, batch_size: int) -> dict[str, Any]:
     "Embed what is new or changed of one modality; the pin, and counts of this extraction."
     store = store_of(folder, encoder, modality)
     done = extract(songs, encoder, store, modality=modality, root=root, batch_size=batch_size)
-    return {"pin": store.pin(), "songs": len(songs), "with_vector": int((store.rows(songs[Col.SONG]) >= 0).sum()), 
+    return {"pin": store.pin(), "songs": len(songs), "with_vector": int((store.rows(songs[Col.SONG]) >= 0).sum()),
             "embedded_now": len(done.embedded), "failed": len(done.failed), "noticed": len(done.noticed)}
 
 def embed_week(this: Run, out: Path) -> dict[str, Any]:
