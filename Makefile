@@ -6,9 +6,9 @@ SAMPLE ?= data/sample
 export HF_HUB_OFFLINE ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help weekly replay test lab bench soak notebooks export readme docs drift lint install extras clean
+.PHONY: help weekly replay test lab bench soak notebooks export readme docs drift lint install extras test-extras clean
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 $(READY): settings.ini setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -64,8 +64,13 @@ bench: $(READY) ## speed: a table and JSON, with the machine's description
 soak: $(READY) ## a hundred killed weekly runs
 	@KILLS=100 $(BIN)/python -m pytest tests/test_faults.py -k killed
 
-extras: $(READY) ## optional packages whose pins do not resolve with ours
-	@$(BIN)/python -m pip install --quiet --no-deps laion-clap==1.1.7 musicnn==0.1.0 audiobox_aesthetics==0.0.4
+extras: $(READY) ## optional packages whose pins do not resolve with ours: laion-clap, musicnn's weights, audiobox
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torchlibrosa librosa scikit-learn h5py ftfy
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps laion-clap==1.1.7 musicnn==0.1.0 audiobox_aesthetics==0.0.4
+
+test-extras: extras ## what only runs with the optional packages
+	@for nb in nbs/32b_*.ipynb nbs/34_*.ipynb; do $(BIN)/nbdev_test --path $$nb --n_workers 1 || exit 1; done
+	@$(BIN)/python -m pytest tests/test_musicnn.py -n 2
 
 clean: ## what was made: environment, sample, caches
 	rm -rf .venv $(SAMPLE) _docs .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONFIGURATION', 'LICENSES', 'DROPPED', 'RENAMED', 'VERSION', 'byte_tokenizer', 'log_mel', 'hub_folder',
            'checkpoint_folder', 'quiet_loading', 'check_keys', 'check_fit', 'check_vocabulary', 'load_folder',
-           'read_pt', 'laion_config', 'rename_laion', 'laion_model', 'laion_features', 'from_laion', 'files_hash',
-           'weights_hash', 'card_license', 'ClapEncoder', 'encode_mels', 'encode_tokens', 'clap']
+           'read_pt', 'laion_config', 'rename_laion', 'laion_model', 'laion_features', 'laion_words', 'from_laion',
+           'files_hash', 'weights_hash', 'card_license', 'ClapEncoder', 'encode_mels', 'encode_tokens', 'clap']
 
 # %% ../../nbs/32_embeddings.clap.ipynb #24308e51
 import contextlib
@@ -237,23 +237,27 @@ def laion_features(where: str, weights: Mapping[str, Any], fused: bool) -> Any: 
         raise EncoderError(f"{where}: its mel bands are not those of 48 kHz, 50 to 14,000 Hz; its features are made otherwise")
     return features
 
-# %% ../../nbs/32_embeddings.clap.ipynb #cda2acb9
+# %% ../../nbs/32_embeddings.clap.ipynb #1dc3692c
+def laion_words(path: Path, tokenizer: str | Path | None, config: Any) -> Any: # RobertaTokenizerFast or None
+    "The tokenizer for a file of LAION's, of a folder or hub id; `EncoderError` when there is none that fits."
+    from transformers import RobertaTokenizerFast
+    if tokenizer is None:
+        return None
+    try:
+        words = RobertaTokenizerFast.from_pretrained(tokenizer, model_max_length=77)
+        check_vocabulary(str(tokenizer), config, words)
+    except (OSError, ValueError) as e:
+        raise EncoderError(f"{path} needs RoBERTa's tokenizer, and {tokenizer} is not one or not on this machine ({str(e)[:100]}); run "
+                           "`hf download roberta-base`, or give tokenizer=<folder>, or tokenizer=None for audio alone") from e
+    return words
+
 def from_laion(path: Path, tokenizer: str | Path | None = "roberta-base") -> tuple[Any, Any, Any]: # as `load_folder`; tokenizer may be None
     "Load an original LAION-CLAP file; `EncoderError` names what does not fit."
-    from transformers import RobertaTokenizerFast
     weights = read_pt(path)
     model = laion_model(str(path), weights)
     features = laion_features(str(path), weights, model.config.audio_config.enable_fusion)
     check_fit(str(path), model.config, features)
-    if tokenizer is None:
-        return model, features, None
-    try:
-        words = RobertaTokenizerFast.from_pretrained(tokenizer, model_max_length=77)
-        check_vocabulary(str(tokenizer), model.config, words)
-    except (OSError, ValueError) as e:
-        raise EncoderError(f"{path} needs RoBERTa's tokenizer, and {tokenizer} is not one or not on this machine ({str(e)[:100]}); run "
-                           "`hf download roberta-base`, or give tokenizer=<folder>, or tokenizer=None for audio alone") from e
-    return model, features, words
+    return model, features, laion_words(path, tokenizer, model.config)
 
 # %% ../../nbs/32_embeddings.clap.ipynb #a0dd7afb
 VERSION = 1 # of features and windows; raise it when vectors change

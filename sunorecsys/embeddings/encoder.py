@@ -131,7 +131,7 @@ class Encoder(ABC):
         return (f"{self.name}: {self.dim}-d, {self.sampling_rate} Hz, windows of {self.window_s:g} s, "
                 f"{' and '.join(self.modalities)}, licence {self.license}, {self.fingerprint}")
 
-# %% ../../nbs/31_embeddings.encoder.ipynb #c0082e36
+# %% ../../nbs/31_embeddings.encoder.ipynb #f71a06fb
 def _block(encoder: Encoder, x: np.ndarray | list[str], encode: str) -> np.ndarray: # float32 (len(x), dim)
     "One block through the encoder; what comes back is checked."
     y = np.asarray(getattr(encoder, encode)(x), np.float32)
@@ -139,6 +139,7 @@ def _block(encoder: Encoder, x: np.ndarray | list[str], encode: str) -> np.ndarr
         raise EncoderError(f"{encoder.name}.{encode} returned {y.shape} for {len(x)} rows of dimension {encoder.dim}")
     return y
 
+# %% ../../nbs/31_embeddings.encoder.ipynb #020ff4eb
 def encode_clips(encoder: Encoder, clips: Sequence[np.ndarray]) -> np.ndarray: # float32 (n, dim)
     "What `Encoder.encode_audio` does."
     check_clips(clips)

@@ -182,9 +182,10 @@ class EncoderCard:
     status: str
     speed: float | None # × real time
 
-# %% ../../nbs/35_embeddings.hub.ipynb #10462456
+# %% ../../nbs/35_embeddings.hub.ipynb #9ee62e10
 ENCODERS = (
     EncoderCard("clap", "laion/larger_clap_music", 48_000, 512, 10.0, "projection", "model's", True, "apache-2.0", RANDOM, 30),
+    EncoderCard("laion-clap", "a .pt file", 48_000, 512, 10.0, "projection", "model's", True, "unknown", RANDOM, None),
     EncoderCard("tiny-clap", "trained in place", 16_000, 128, 5.0, "projection", "model's", True, "as this project", TRAINED, 2800),
     EncoderCard("musicnn", "MSD_musicnn of musicnn 0.1.0", 16_000, 200, 3.008, "penultimate", "max and mean", False, "ISC", REAL, 118),
     EncoderCard("musicnn-mtt", "MTT_musicnn of musicnn 0.1.0", 16_000, 200, 3.008, "penultimate", "max and mean", False, "ISC", REAL, None),

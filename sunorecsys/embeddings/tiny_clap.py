@@ -7,7 +7,8 @@ __all__ = ['RATE', 'SECONDS', 'HELD_OUT', 'PHRASES', 'RECORDINGS', 'TEMPLATES', 
            'about', 'another_genre', 'another_preset', 'draw_attributes', 'make_clips', 'make_mels', 'phrase',
            'draw_fields', 'caption', 'with_noise', 'make_processor', 'make_model', 'word_codes', 'minimise',
            'draw_clips', 'draw_captions', 'word_loss', 'caption_loss', 'pair_loss', 'train', 'training_presets',
-           'recipe_hash', 'torch_threads', 'train_folder', 'tiny_clap', 'hit_rate', 'average_precision']
+           'recipe_hash', 'torch_threads', 'train_folder', 'tiny_clap_folder', 'tiny_clap', 'hit_rate',
+           'average_precision']
 
 # %% ../../nbs/33_embeddings.tiny_clap.ipynb #2c6ee784
 import contextlib
@@ -322,7 +323,12 @@ def train_folder(folder: Path, recipe: Recipe, progress: bool) -> None:
     write_json(folder / "recipe.json", {"recipe": asdict(recipe), "losses": {name: np.round(y, 3).tolist() for name, y in losses.items()}})
     (folder / "README.md").write_text(CARD, encoding="utf-8")
 
-# %% ../../nbs/33_embeddings.tiny_clap.ipynb #ae81408a
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #aac0ea7e
+def tiny_clap_folder(cache_dir: str | Path, recipe: Recipe = Recipe()) -> Path: # noqa: B008 (frozen)
+    "Where the tiny CLAP of a recipe is or will be; it is whole where it exists."
+    return Path(cache_dir) / f"tiny-clap-{recipe_hash(recipe)}"
+
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #237e3d74
 TRAINING = threading.Lock() # torch's number of threads belongs to the whole process
 
 def tiny_clap(
@@ -334,8 +340,7 @@ def tiny_clap(
     "The tiny CLAP of a recipe, trained when it is not there yet; `ValueError` for a recipe that cannot be."
     if not recipe.n_train >= recipe.batch > 1 or min(recipe.steps, recipe.n_presets) < 1:
         raise ValueError(f"a recipe needs a step, a preset and n_train ≥ batch > 1, not {recipe}")
-    cache = Path(cache_dir)
-    folder = cache / f"tiny-clap-{recipe_hash(recipe)}"
+    cache, folder = Path(cache_dir), tiny_clap_folder(cache_dir, recipe)
     with TRAINING:
         if folder.is_dir():
             return folder
