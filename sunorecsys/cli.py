@@ -7,7 +7,7 @@ __all__ = ['app', 'err', 'WRONG_INPUT', 'SetOption', 'LogLevel', 'main', 'Regime
            'ingest_command', 'weekly', 'replay_command', 'status', 'Format', 'sentence', 'render', 'print_trace',
            'recommend']
 
-# %% ../nbs/92_cli.ipynb #95a239bf
+# %% ../nbs/92_cli.ipynb #fa2cabb3
 import contextlib
 import json
 import sys
@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
+from .commands.bench import bench_app
 from .commands.embeddings import DEFAULT_WORKSPACE, WorkspaceOption, embed, printed, search, similar
 from .config import ConfigError
 from .data.log import LogError
@@ -68,7 +69,8 @@ def _root(
         print(f"sunorecsys {__version__}")
         raise typer.Exit()
 
-# %% ../nbs/92_cli.ipynb #c1faffc1
+# %% ../nbs/92_cli.ipynb #dfc57eaf
+app.add_typer(bench_app, name="bench")
 for command in (embed, search, similar):
     app.command()(command)
 

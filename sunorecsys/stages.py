@@ -29,7 +29,7 @@ from .notebooks import notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 
-# %% ../nbs/16_stages.ipynb #46f590ab
+# %% ../nbs/16_stages.ipynb #d8645ad2
 @dataclass(frozen=True)
 class Stage:
     "A step of the weekly run: its notebook, the stages it `needs`, what it writes into the run, the settings it reads."
@@ -41,12 +41,15 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "splits": Stage("17_data.splits", (), ("frozen", "splits"), ("splits", "random_state")),
     "embeddings": Stage("39_embeddings.songs", ("splits",), ("embeddings",), ("embeddings",)),
-    "item_cf": Stage("41_recommenders.item_cf", ("splits",), ("models/item_cf",), ("item_cf", "history", "random_state")),
+    "item_cf": Stage("41_recommenders.item_cf", ("splits",), ("models/item_cf", "models/ease", "models/transitions"),
+                     ("item_cf", "ease", "transitions", "history", "random_state")),
     "user_based": Stage("42_recommenders.user_based", ("splits",), ("models/user_based",), ("user_based", "history", "random_state")),
+    "content": Stage("44_recommenders.item_content_based", ("splits", "embeddings"), ("models/content",),
+                     ("content", "history", "random_state")),
     "quality_filter": Stage("50_recommenders.quality_filter", ("splits",), ("models/quality_filter",), ("quality_filter",)),
-    "hybrid": Stage("72_recommenders.hybrid", ("splits", "item_cf", "user_based", "quality_filter"),
+    "hybrid": Stage("72_recommenders.hybrid", ("splits", "item_cf", "user_based", "content", "quality_filter"),
                     ("models/hybrid", "playlists.parquet"), ("hybrid", "quality_filter", "history", "random_state")),
-    "report": Stage("80_evaluation.report", ("splits", "embeddings", "item_cf", "user_based", "quality_filter", "hybrid"),
+    "report": Stage("80_evaluation.report", ("splits", "embeddings", "item_cf", "user_based", "content", "quality_filter", "hybrid"),
                     ("metrics.json",), ("hybrid", "random_state")),
 }
 

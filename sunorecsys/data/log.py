@@ -118,7 +118,7 @@ def append_partition(
         raise FileExistsError(f"{path} is there with other content; partitions are never overwritten: choose another name")
     return path
 
-# %% ../../nbs/10_data.log.ipynb #958cdbbf
+# %% ../../nbs/10_data.log.ipynb #545a8176
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     "Turn what a Parquet reader raises into a `LogError` that names the file."
@@ -128,11 +128,18 @@ def _naming(path: Path) -> Iterator[None]:
         reason = str(e).strip().splitlines()[0].strip("'\"")
         raise LogError(f"{path}: not readable as a partition of the log ({reason}); restore it, or move it away") from None
 
+_PLACED = pa.field(Col.POSITION, pa.int32())
+
 def _read_partition(path: Path, columns: Sequence[str], keep: pc.Expression | None) -> pa.Table:
     "Some columns and rows of one partition, in the log's types."
     with _naming(path):
         table = pq.read_table(path, columns=list(columns), filters=keep, partitioning=None, page_checksum_verification=True)
-        return table.select(columns).cast(pa.schema([LOG_SCHEMA.field(c) for c in columns]))
+        return table.select(columns).cast(pa.schema([_PLACED if c == Col.POSITION else LOG_SCHEMA.field(c) for c in columns]))
+
+def _has_places(path: Path) -> bool:
+    "Whether a partition knows the places of its plays in sequences."
+    with _naming(path):
+        return Col.POSITION in pq.read_schema(path).names
 
 # %% ../../nbs/10_data.log.ipynb #166188a4
 _SQL = {"id": sa.String(MAX_CHARS["id"]), "time": sa.BigInteger(), "number": sa.Double()}
@@ -362,7 +369,7 @@ def _filter(before: int | None, users: Sequence[str] | None, positive: bool) -> 
         out = out & k
     return out
 
-# %% ../../nbs/10_data.log.ipynb #e56cc2ed
+# %% ../../nbs/10_data.log.ipynb #a2e4740d
 def log_table(
     log: Log, # a workspace, or (folder of partitions, history database or None)
     *,
@@ -371,18 +378,21 @@ def log_table(
     columns: Sequence[str] = tuple(LOG_SCHEMA.names),
     positive: bool = False, # leave out skips and rows of weight 0
     ordered: bool = True, # False saves the time for a caller that sorts anyway; rows of equal time keep their order
-) -> pa.Table: # in the types of `LOG_SCHEMA`
+) -> pa.Table: # in the types of `LOG_SCHEMA`; with all its columns also `position`, where plays came as sequences
     "The log as an Arrow table: the ordered union of partitions and database, one row per `event_id`."
     folder, store = (log.log, log.history_db) if isinstance(log, Workspace) else log
     limit = None if before is None else microseconds(before)
     paths = sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith(".")) if folder else []
     read = list(dict.fromkeys([*columns, Col.TIME, *([Col.EVENT] if paths else [])])) # within the database they are unique
-    parts = [_read_partition(p, read, _filter(limit, users, positive)) for p in paths]
+    placed = {p for p in paths if list(columns) == LOG_SCHEMA.names and _has_places(p)}
+    keep = _filter(limit, users, positive)
+    parts = [_read_partition(p, [*read, *([Col.POSITION] if p in placed else [])], keep) for p in paths]
     if store is not None:
         store = store if isinstance(store, EventStore) else EventStore(store)
         parts.append(_read_events(store, read, limit, users, positive))
     schema = pa.schema([LOG_SCHEMA.field(c) for c in read])
-    return _ordered(pa.concat_tables([schema.empty_table(), *parts]), ordered).select(list(columns))
+    table = _ordered(pa.concat_tables([schema.empty_table(), *parts], promote_options="default"), ordered)
+    return table.select([*columns, *([Col.POSITION] if placed else [])])
 
 # %% ../../nbs/10_data.log.ipynb #dee9a435
 def read_log(

@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'as_block', 'simulated_yardsticks', 'after_each_stage', 
            'write_metrics', 'report_week', 'where_from', 'headline', 'one_list', 'quality_by_week', 'plot_weeks',
            'save_weeks']
 
-# %% ../../nbs/80_evaluation.report.ipynb #7cb1f60f
+# %% ../../nbs/80_evaluation.report.ipynb #d4f1640d
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..data.sample import listening_sources
 from ..data.simulate import load_truth
 from ..data.splits import training_tables
 from ..recommenders.base import with_yardsticks
-from ..recommenders.hybrid import ABSENT, CHANNELS, HybridRecommender, compose, served, served_in_words
+from ..recommenders.hybrid import HybridRecommender, compose, served, served_in_words
 from ..schema import Col
 from ..stages import Run
 from ..workspace import WEEK, Workspace, atomic, boundary, read_json, week_name, write_json
@@ -60,13 +60,13 @@ def simulated_yardsticks(this: Run, hybrid: HybridRecommender, q: Question, n: i
     seen = hybrid.x.seen[q.who].toarray()
     return {name: top_k(np.where(seen, -np.inf, s[:, song]), n)[0].astype(np.int32) for name, s in scores.items()}
 
-# %% ../../nbs/80_evaluation.report.ipynb #0a6d18a3
+# %% ../../nbs/80_evaluation.report.ipynb #fca54d9e
 def after_each_stage(hybrid: HybridRecommender, q: Question, n: int) -> dict[str, np.ndarray]:
     "Lists [Q, n] after recall and after quality, with the same fitted parts; the hybrid itself is the last stage."
     def variant(**settings: Any) -> np.ndarray:
         config = hybrid.config.model_dump() | settings
         m = HybridRecommender(**config, **hybrid.quality_config.model_dump(), history=hybrid.history, random_state=hybrid.random_state)
-        return answers(compose(m, hybrid.channels, hybrid.quality, hybrid.creators), q, n)
+        return answers(compose(m, hybrid.channels, hybrid.quality, hybrid.creators, hybrid.blend), q, n)
     uncapped = {"creator_cap": max(n, 1)}
     return {"after recall": variant(use_quality_filter=False, **uncapped), "after quality": variant(**uncapped)}
 
@@ -107,8 +107,8 @@ def exposure(lists: dict[str, np.ndarray], n_items: int, fresh: np.ndarray) -> p
                       "fresh": float(fresh[shown].mean()) if len(shown) else 0.0, "length": float((block >= 0).sum() / max(len(block), 1))}
     return pd.DataFrame(rows).T.round(4)
 
-# %% ../../nbs/80_evaluation.report.ipynb #4363720e
-def write_metrics(this: Run, out: Path, table: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
+# %% ../../nbs/80_evaluation.report.ipynb #d6f25438
+def write_metrics(this: Run, out: Path, hybrid: HybridRecommender, table: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     "Write `metrics.json` below `out`; returns what was written."
     lists = pd.read_parquet(this.folder / "playlists.parquet", columns=[Col.USER, Col.CHANNEL])
     times = pd.read_parquet(this.folder / "frozen" / "interactions.parquet", columns=[Col.TIME])[Col.TIME]
@@ -116,7 +116,7 @@ def write_metrics(this: Run, out: Path, table: pd.DataFrame, shown: pd.DataFrame
         "week": this.week, "as_of": this.as_of.isoformat(), "split": read_json(this.folder / "splits" / "split.json"),
         "events": len(times), "span": [None if pd.isna(t) else t.isoformat() for t in (times.min(), times.max())],
         "settings": changed_settings(this.config, Config()), "sources": listening_sources(this.workspace),
-        "channels": list(CHANNELS), "absent": ABSENT,
+        "channels": list(hybrid.channels), "absent": hybrid.absent,
         "served": served(this.folder),
         "playlists": {"listeners": int(lists[Col.USER].nunique()), "songs": len(lists),
                       "by_channel": lists[Col.CHANNEL].value_counts(normalize=True).round(4).to_dict()},
@@ -124,7 +124,7 @@ def write_metrics(this: Run, out: Path, table: pd.DataFrame, shown: pd.DataFrame
     write_json(out / "metrics.json", value)
     return value
 
-# %% ../../nbs/80_evaluation.report.ipynb #9d7afaae
+# %% ../../nbs/80_evaluation.report.ipynb #14f3facc
 def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     "The stage: (facts, tidy table of all rows, exposure of the validation lists); writes `metrics.json` below `out`."
     table, lists, q, hybrid = validation(this, ks)
@@ -133,7 +133,7 @@ def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str,
     songs = pd.read_parquet(this.folder / "frozen" / "songs.parquet").set_index(Col.SONG)[Col.CREATED].reindex(hybrid.x.items.ids)
     fresh = (songs >= hybrid.as_of - WEEK).to_numpy()
     shown = exposure(lists, len(hybrid.x.items), fresh)
-    return write_metrics(this, out, table, shown), table, shown
+    return write_metrics(this, out, hybrid, table, shown), table, shown
 
 PROTOCOLS = {"time": "fitted without the last week, asked for what was played for the first time in it",
              "per_listener": "plays without dates: a tenth of each listener's songs is asked for, another tenth set aside"}
@@ -178,7 +178,7 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
                         "reason": titles.reindex(mine[Col.REASON_ID]).to_numpy()})
     return out.set_index(["listener", Col.RANK])
 
-# %% ../../nbs/80_evaluation.report.ipynb #ab240d80
+# %% ../../nbs/80_evaluation.report.ipynb #5c665983
 def quality_by_week(workspace: Workspace | Path | str, metric: str = "NDCG", k: int = 30, also: Run | None = None) -> pd.DataFrame:
     "One metric from all published reports (and a run): scored (the week), model (`published`: what listeners got), value, low, high."
     ws = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
@@ -195,6 +195,7 @@ def quality_by_week(workspace: Workspace | Path | str, metric: str = "NDCG", k: 
     t["model"] = t["model"].where(t["part"] == "validation", "published")
     return t[(t["metric"] == metric) & (t["k"] == k) & t["value"].notna()].reset_index(drop=True)
 
+# %% ../../nbs/80_evaluation.report.ipynb #2e20035c
 def plot_weeks(table: pd.DataFrame, ax: Axes) -> Axes:
     "Lines by week with intervals for the published list; `after …` stages are left out."
     table = table[~table["model"].str.startswith("after ")]
@@ -211,6 +212,7 @@ def plot_weeks(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.grid(alpha=.3)
     return ax
 
+# %% ../../nbs/80_evaluation.report.ipynb #5909f667
 def save_weeks(table: pd.DataFrame, target: Path) -> Path:
     "`plot_weeks` as a PNG; returns its path."
     fig = Figure(figsize=(9, 4), layout="constrained")
