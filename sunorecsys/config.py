@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANNEL_CONFIGS', 'HistoryConfig', 'SplitsConfig', 'EmbeddingsConfig', 'ItemCFConfig', 'EaseConfig',
-           'TransitionsConfig', 'ContentConfig', 'UserBasedConfig', 'QualityConfig', 'HybridConfig', 'Config',
-           'ConfigError', 'load_config', 'changed_settings']
+           'TransitionsConfig', 'ContentConfig', 'UserBasedConfig', 'ContentFactorsConfig', 'QualityConfig',
+           'HybridConfig', 'Config', 'ConfigError', 'load_config', 'changed_settings']
 
 # %% ../nbs/01_config.ipynb #b108b246
 import difflib
@@ -42,7 +42,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #a8759658
+# %% ../nbs/01_config.ipynb #59a0a161
 class EmbeddingsConfig(_Component):
     "Vectors of audio and prompts (`embeddings.songs`)."
     encoder: str = Setting("tiny-clap", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
@@ -86,15 +86,21 @@ class UserBasedConfig(_Component):
     alpha: float = Setting(1.0, gt=0, description="confidence = 1 + alpha · strength")
     n_iterations: int = Setting(16, ge=1)
 
+class ContentFactorsConfig(UserBasedConfig):
+    "ALS with places for songs that few have played (`recommenders.content_factors`)."
+    prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
+    penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
+
 CHANNEL_CONFIGS: dict[str, type[_Component]] = {
-    "item_cf": ItemCFConfig, "ease": EaseConfig, "transitions": TransitionsConfig, "user_based": UserBasedConfig, "content": ContentConfig}
+    "item_cf": ItemCFConfig, "ease": EaseConfig, "transitions": TransitionsConfig, "user_based": UserBasedConfig,
+    "content": ContentConfig, "content_factors": ContentFactorsConfig}
 
 class QualityConfig(_Component):
     "Coarse ranking (`recommenders.quality_filter`)."
     quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
     min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
 
-# %% ../nbs/01_config.ipynb #f3310908
+# %% ../nbs/01_config.ipynb #4e49dbbf
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
     n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
@@ -104,6 +110,7 @@ class HybridConfig(_Component):
     ease_weight: float = Setting(.30, ge=0)
     transitions_weight: float = Setting(.10, ge=0)
     content_weight: float = Setting(.20, ge=0)
+    content_factors_weight: float = Setting(.20, ge=0)
     user_cf_weight: float = Setting(.30, ge=0)
     two_tower_weight: float = Setting(.40, ge=0)
     din_weight: float = Setting(.70, ge=0)
@@ -111,6 +118,8 @@ class HybridConfig(_Component):
     use_quality_filter: bool = True
     use_music_flamingo: bool = False
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")
+    cold_share: float = Setting(.1, ge=0, le=1, description="at least this share of a playlist are cold songs, where recall found any")
+    cold_listeners: int = Setting(5, ge=1, description="a song with fewer listeners is cold")
 
     @field_validator("two_tower_weight", "din_weight", "prompt_weight", "use_music_flamingo")
     @classmethod
@@ -132,6 +141,7 @@ class Config(_Component):
     transitions: TransitionsConfig = TransitionsConfig()
     content: ContentConfig = ContentConfig()
     user_based: UserBasedConfig = UserBasedConfig()
+    content_factors: ContentFactorsConfig = ContentFactorsConfig()
     quality_filter: QualityConfig = QualityConfig()
     hybrid: HybridConfig = HybridConfig()
 

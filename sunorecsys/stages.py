@@ -29,7 +29,7 @@ from .notebooks import notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 
-# %% ../nbs/16_stages.ipynb #d8645ad2
+# %% ../nbs/16_stages.ipynb #b4417cf2
 @dataclass(frozen=True)
 class Stage:
     "A step of the weekly run: its notebook, the stages it `needs`, what it writes into the run, the settings it reads."
@@ -38,6 +38,7 @@ class Stage:
     outputs: tuple[str, ...]
     settings: tuple[str, ...]
 
+_RECALL = ("splits", "item_cf", "user_based", "content", "content_factors", "quality_filter")
 STAGES: dict[str, Stage] = {
     "splits": Stage("17_data.splits", (), ("frozen", "splits"), ("splits", "random_state")),
     "embeddings": Stage("39_embeddings.songs", ("splits",), ("embeddings",), ("embeddings",)),
@@ -46,10 +47,12 @@ STAGES: dict[str, Stage] = {
     "user_based": Stage("42_recommenders.user_based", ("splits",), ("models/user_based",), ("user_based", "history", "random_state")),
     "content": Stage("44_recommenders.item_content_based", ("splits", "embeddings"), ("models/content",),
                      ("content", "history", "random_state")),
+    "content_factors": Stage("45_recommenders.content_factors", ("splits", "embeddings"), ("models/content_factors",),
+                             ("content_factors", "history", "random_state")),
     "quality_filter": Stage("50_recommenders.quality_filter", ("splits",), ("models/quality_filter",), ("quality_filter",)),
-    "hybrid": Stage("72_recommenders.hybrid", ("splits", "item_cf", "user_based", "content", "quality_filter"),
+    "hybrid": Stage("72_recommenders.hybrid", _RECALL,
                     ("models/hybrid", "playlists.parquet"), ("hybrid", "quality_filter", "history", "random_state")),
-    "report": Stage("80_evaluation.report", ("splits", "embeddings", "item_cf", "user_based", "content", "quality_filter", "hybrid"),
+    "report": Stage("80_evaluation.report", ("embeddings", *_RECALL, "hybrid"),
                     ("metrics.json",), ("hybrid", "random_state")),
 }
 

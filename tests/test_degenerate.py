@@ -141,10 +141,10 @@ def test_a_whole_run_where_everybody_has_played_everything(workspace: Callable[.
 
 
 def test_channels_of_a_run_lie_on_the_disk_once_and_a_copied_hybrid_loads(micro: Path, tmp_path: Path) -> None:
-    for stage in ("splits", "embeddings", "item_cf", "user_based", "content", "quality_filter", "hybrid"):
+    for stage in ("splits", "embeddings", "item_cf", "user_based", "content", "content_factors", "quality_filter", "hybrid"):
         run_cells(micro, stage)
     models = open_run(micro, week=WEEK).folder / "models"
-    for name in ("item_cf", "ease", "transitions", "user_based", "content"):
+    for name in ("item_cf", "ease", "transitions", "user_based", "content", "content_factors"):
         for p in (models / name / "final").iterdir():
             assert p.samefile(models / "hybrid/final/channels" / name / p.name)
     alone = shutil.copytree(models / "hybrid/final", tmp_path / "alone")

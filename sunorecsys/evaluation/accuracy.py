@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAR', 'GRID', 'ENOUGH', 'ROUNDS', 'FADING', 'Chosen', 'Data', 'read_sequences', 'read_counts', 'read_data', 'pose',
-           'candidate_models', 'rounds_of', 'choose', 'blend_of', 'blends', 'refit', 'among_given', 'paired_bootstrap',
-           'Accuracy', 'best_channel', 'accuracy', 'replace_blend', 'write_accuracy', 'log_look']
+           'candidate_models', 'rounds_of', 'choose', 'blend_of', 'blends', 'refit', 'among_given', 'Accuracy',
+           'best_channel', 'accuracy', 'replace_blend', 'write_accuracy', 'log_look']
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #f8d522ce
+# %% ../../nbs/82_evaluation.accuracy.ipynb #af3d98a8
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from ..recommenders.hybrid import CHANNELS, HybridRecommender, compose, lesson
 from ..recommenders.listening import Listening, listen
 from ..schema import Col
 from ..workspace import Workspace, logger
-from .metrics import PerListener, evaluate, summarise
+from .metrics import PerListener, evaluate, paired_bootstrap, summarise
 from .protocol import Question, answers, ask_for_new, dot_plot, score_lists
 
 # %% ../../nbs/82_evaluation.accuracy.ipynb #5b11861d
@@ -111,12 +111,13 @@ def pose(data: Data, part: int) -> tuple[Listening, Question]:
     aside = pairs(data.part == TEST) if part == VALIDATION else None
     return x, ask_for_new(pairs(data.part == part), aside)
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #bf4a92f0
+# %% ../../nbs/82_evaluation.accuracy.ipynb #2a522ce2
 GRID: dict[str, list[dict[str, Any]]] = {
     "item_cf": [{"shrinkage": s} for s in (5.0, 20.0, 80.0, 320.0)],
     "ease": [{"shrinkage": s} for s in (4.0, 15.0)],
     "user_based": [{"n_factors": f, "regularization": r, "alpha": a}
                    for f in (32, 64, 128) for r, a in ((1.0, 2.0), (10.0, 1.0), (10.0, 5.0))],
+    "content_factors": [{"n_factors": f, "alpha": a} for f in (32, 64) for a in (1.0, 5.0)],
 }
 ENOUGH, ROUNDS = 3000, 3 # right answers that settle a choice; how often at most the question is asked
 FADING = {"item_cf": (0.0, 10.0), "ease": (0.0, 10.0), "transitions": (3.0, 5.0, 10.0), "content": (5.0, 10.0, 20.0)}
@@ -170,18 +171,19 @@ def choose(rounds: Sequence[tuple[Listening, Question]], data: Data, random_stat
                     kept[name] = m
     return chosen, models, pd.DataFrame(tried)
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #96e8b1ca
+# %% ../../nbs/82_evaluation.accuracy.ipynb #ba6118e9
 def blend_of(models: Mapping[str, Recommender]) -> HybridRecommender:
     "The blend of fitted channels with the configured weights."
-    m = HybridRecommender(use_quality_filter=False, creator_cap=1000, n=1000)
+    m = HybridRecommender(use_quality_filter=False, creator_cap=1000, n=1000, cold_share=0)
     n_items = len(next(iter(models.values())).x.items)
     return compose(m, dict(models), None, np.full(n_items, -1, np.int32))
 
 def blends(models: Mapping[str, Recommender]) -> dict[str, HybridRecommender]:
     "The blend of all channels and, where there is content, that of the others."
     out = {"blend": blend_of(models)}
-    if "content" in models and len(models) > 2:
-        out["blend without content"] = blend_of({n: m for n, m in models.items() if n != "content"})
+    plays_alone = {n: m for n, m in models.items() if not n.startswith("content")}
+    if 1 < len(plays_alone) < len(models):
+        out["blend without content"] = blend_of(plays_alone)
     return out
 
 def refit(chosen: Mapping[str, Mapping[str, Any]], x: Listening, data: Data, random_state: int = 0) -> dict[str, Recommender]:
@@ -209,17 +211,6 @@ def among_given(model: Recommender, q: Question, negatives: pd.Series, n: int) -
         place = np.argsort(np.concatenate([found, rest], 1) < 0, axis=1, kind="stable")[:, :n]
         lists.append(np.take_along_axis(np.concatenate([found, rest], 1), place, 1))
     return np.concatenate(lists).astype(np.int32), np.array([row for row, _ in rows])
-
-# %% ../../nbs/82_evaluation.accuracy.ipynb #d5466712
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, n_resamples: int = 10_000, random_state: int = 0) -> tuple[float, float, float, float]:
-    "(mean difference a − b, low, high, two-sided p) over the same listeners."
-    d = np.asarray(a, float) - np.asarray(b, float)
-    values, count = np.unique(d, return_counts=True)
-    rng = np.random.default_rng(random_state)
-    means = rng.multinomial(len(d), count / len(d), size=n_resamples) @ values / len(d)
-    low, high = np.quantile(means, [.025, .975])
-    p = 2 * min((means <= 0).mean(), (means >= 0).mean())
-    return float(d.mean()), float(low), float(high), float(min(p, 1))
 
 # %% ../../nbs/82_evaluation.accuracy.ipynb #88523cb4
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'hits', 'hit_rate', 'precision', 'recall', 'mrr', 'ndcg', 'average_precision', 'PerListener', 'evaluate',
-           'Interval', 'mean_interval', 'bootstrap_interval', 'paired_difference', 'summarise', 'coverage', 'gini']
+           'Interval', 'mean_interval', 'bootstrap_interval', 'paired_difference', 'paired_bootstrap', 'summarise',
+           'coverage', 'gini']
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #a8135754
 from collections.abc import Sequence
@@ -208,6 +209,17 @@ def paired_difference(
     if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
         raise ValueError("not the same listeners: the two index differ, or their order")
     return mean_interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), confidence)
+
+# %% ../../nbs/20_evaluation.metrics.ipynb #5fd09a10
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, n_resamples: int = 10_000, random_state: int = 0) -> tuple[float, float, float, float]:
+    "(mean difference a − b, low, high, two-sided p) over the same listeners."
+    d = np.asarray(a, float) - np.asarray(b, float)
+    values, count = np.unique(d, return_counts=True)
+    rng = np.random.default_rng(random_state)
+    means = rng.multinomial(len(d), count / len(d), size=n_resamples) @ values / len(d)
+    low, high = np.quantile(means, [.025, .975])
+    p = 2 * min((means <= 0).mean(), (means >= 0).mean())
+    return float(d.mean()), float(low), float(high), float(min(p, 1))
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #2f018627
 def summarise(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST', 'MOST', 'Lesson', 'union', 'normalise', 'shares', 'Blend', 'configured', 'learn_blend', 'Ranked', 'rank']
 
-# %% ../../nbs/71_recommenders.blending.ipynb #925ea8ae
+# %% ../../nbs/71_recommenders.blending.ipynb #b8aa7f6f
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 
 from ..codes import Candidates, lookup, top_k
-from .rerank import cap_creators
+from .rerank import cap_creators, keep_places
 
 # %% ../../nbs/71_recommenders.blending.ipynb #43e7e61a
 def union(parts: Sequence[Candidates]) -> Candidates:
@@ -142,7 +142,7 @@ class Ranked:
     recalled: np.ndarray
     passed: np.ndarray
 
-# %% ../../nbs/71_recommenders.blending.ipynb #ff44edda
+# %% ../../nbs/71_recommenders.blending.ipynb #70a457df
 def rank(
     block: Candidates, # the union
     blend: Blend,
@@ -152,14 +152,20 @@ def rank(
     stay: np.ndarray, # bool [U, K]: what coarse ranking let through
     creators: np.ndarray, # int32 per item code, −1 = unknown
     creator_cap: int,
+    cold: np.ndarray | None = None, # bool per item code
+    cold_share: float = 0.0,
 ) -> Ranked:
-    "Blend what stays and apply the creator cap; fine ranking is not there yet and leaves the blend as it is."
+    "Blend what stays, apply the creator cap, keep places for cold songs; fine ranking is not there yet."
     part, bias = blend.parts(block, popularity)
     score = part.sum(-1) + bias
     order, value = top_k(np.where(stay & (block.item_idx >= 0), score, -np.inf), block.item_idx.shape[1])
     there = np.maximum(order, 0)
     items = np.where(order < 0, -1, np.take_along_axis(block.item_idx, there, 1))
-    again = cap_creators(items, creators, creator_cap)[:, :n]
+    again = cap_creators(items, creators, creator_cap)
+    if cold is None or not cold_share:
+        again = again[:, :n]
+    else:
+        again = np.take_along_axis(again, keep_places(np.take_along_axis(items, again, 1), cold, n, cold_share), 1)
     items, value, there = (np.take_along_axis(a, again, 1) for a in (items, value, there))
     part = np.take_along_axis(part, there[..., None], 1)
     return Ranked(items, value, part, (block.item_idx >= 0).sum(1), stay.sum(1))

@@ -7,7 +7,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'NOT_YET', 'recall', 'passed', 'ranked', 'best
            'save_parts', 'load_parts', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words',
            'open_channels', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #83bb9a0d
+# %% ../../nbs/72_recommenders.hybrid.ipynb #3f5c3770
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +24,7 @@ from ..stages import Run
 from ..workspace import link_tree, read_json, write_table
 from .base import ABSENT, MissingInput, Query, Reasons, Recommender, ask, exclusions, seal, show_filled, stored_seeds, unseal
 from .blending import Blend, Lesson, Ranked, configured, learn_blend, rank, union
+from .content_factors import ContentFactors
 from .item_cf import ItemCF
 from .item_content_based import Content
 from .listening import write_arrays
@@ -31,9 +32,10 @@ from .quality_filter import QualityFilter, keep_best
 from .rerank import creator_codes
 from .user_based import UserBased
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #e3714f6f
+# %% ../../nbs/72_recommenders.hybrid.ipynb #d611837f
 CHANNELS: dict[str, type[Recommender]] = {
-    "item_cf": ItemCF, "ease": ItemCF, "transitions": ItemCF, "user_based": UserBased, "content": Content}
+    "item_cf": ItemCF, "ease": ItemCF, "transitions": ItemCF, "user_based": UserBased, "content": Content,
+    "content_factors": ContentFactors}
 WEIGHTS = {name: f"{name}_weight" for name in CHANNELS} | {"user_based": "user_cf_weight"}
 NOT_YET = {
     "two_tower": "recall: no two-tower model in this version",
@@ -42,7 +44,7 @@ NOT_YET = {
     "music_flamingo": "re-ranking: not in this version",
 }
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #84d0e86a
+# %% ../../nbs/72_recommenders.hybrid.ipynb #f2d96745
 def recall(model: "HybridRecommender", users: np.ndarray, history: History, exclude: sparse.csr_matrix) -> Candidates:
     "Stage 1: the union of the channels' candidates outside `exclude` (bool CSR [U, items])."
     k = model.config.n_recall
@@ -57,7 +59,7 @@ def passed(model: "HybridRecommender", block: Candidates, n: int) -> np.ndarray:
 def ranked(model: "HybridRecommender", block: Candidates, n: int) -> Ranked:
     "Stages 2 to 4 on the union."
     return rank(block, model.blend, n, popularity=model.x.popularity, stay=passed(model, block, n), creators=model.creators,
-                creator_cap=model.config.creator_cap)
+                creator_cap=model.config.creator_cap, cold=model.cold, cold_share=model.config.cold_share)
 
 def best_reasons(model: "HybridRecommender", users: np.ndarray, history: History, r: Ranked) -> tuple[np.ndarray, Reasons]:
     "(channel with the largest contribution, object [U, n]; its reasons)."
@@ -83,7 +85,7 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude: sparse.csr
     parts = np.where((r.items < 0)[..., None], np.nan, r.contribution)[u, at]
     return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)})
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #1f8f2156
+# %% ../../nbs/72_recommenders.hybrid.ipynb #dd9b26a5
 def compose(
     model: "HybridRecommender", channels: dict[str, Recommender], quality: QualityFilter, creators: np.ndarray,
     blend: Blend | None = None, absent: Mapping[str, str] | None = None,
@@ -93,6 +95,7 @@ def compose(
     if len({(m.x.users.hash, m.x.items.hash, m.as_of) for m in channels.values()}) > 1:
         raise ValueError(f"the channels {', '.join(channels)} were fitted on different listeners, songs or weeks")
     model.channels, model.quality, model.creators, model.x, model.as_of = channels, quality, creators, first.x, first.as_of
+    model.cold = np.bincount(first.x.seen.indices, minlength=len(first.x.items)) < model.config.cold_listeners
     model.blend = configured({name: getattr(model.config, s) for name, s in WEIGHTS.items()}, list(channels)) if blend is None else blend
     model.absent = {name: f"recall: {why}" for name, why in (absent or {}).items()} | NOT_YET
     return model
