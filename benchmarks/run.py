@@ -2,7 +2,7 @@
 
 Run by hand: bench_encoders.py (speed of each encoder) and bench_index.py (a graph over a million vectors takes many minutes).
 
-    python benchmarks/run.py [name …]      names: weekly channels history metrics simulate ingest extract
+    python benchmarks/run.py [name …]      names: weekly channels recall history metrics simulate ingest extract
 """
 
 import json
@@ -24,6 +24,13 @@ TARGETS = {
     "item-CF, 200 candidates": ("channels", "item_cf_listeners_per_s", ">=", 5000, "listeners/s"),
     "user-CF, 200 candidates": ("channels", "user_based_listeners_per_s", ">=", 5000, "listeners/s"),
     "peak memory of both channels": ("channels", "peak_rss_gb", "<=", 3, "GB"),
+    "transitions, 200 candidates": ("recall", "transitions_listeners_per_s", ">=", 5000, "listeners/s"),
+    "content, 200 candidates": ("recall", "content_listeners_per_s", ">=", 5000, "listeners/s"),
+    "factors from content, 200 candidates": ("recall", "content_factors_listeners_per_s", ">=", 5000, "listeners/s"),
+    "blend of five channels": ("recall", "blend_listeners_per_s", ">=", 2000, "listeners/s"),
+    "peak memory of recall, without EASE": ("recall", "peak_rss_gb", "<=", 6, "GB"),
+    "EASE fit at 20k songs": ("recall", "ease_fit_s", "<=", 110, "s"),
+    "EASE, peak memory": ("recall", "ease_peak_rss_gb", "<=", 6, "GB"),
     "last-n of all listeners, partitions": ("history", "last_n_interactions_from_partitions_s", "<=", 3, "s"),
     "last-n of all listeners, database": ("history", "last_n_interactions_from_database_s", "<=", 3, "s"),
     "durable single appends": ("history", "single_appends_per_s", ">=", 200, "/s"),

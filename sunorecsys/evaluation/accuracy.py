@@ -64,7 +64,7 @@ def _lines(path: Path) -> pd.Series: # user → the words after it
     words = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     return pd.Series([w[1:] for w in words], index=[w[0] for w in words], dtype=object)
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #39cec416
+# %% ../../nbs/82_evaluation.accuracy.ipynb #78e3296c
 def read_sequences(path: Path) -> Data:
     "A file of sequences with, beside it, attributes and negatives of the same stem, if they are there."
     with TemporaryDirectory() as scratch:
@@ -73,7 +73,11 @@ def read_sequences(path: Path) -> Data:
     attributes, sample = (path.with_name(path.stem + end) for end in ("_item2attributes.json", "_sample.txt"))
     tags = pd.Series(dtype=object)
     if attributes.exists():
-        tags = pd.Series({song: [str(a) for a in named] for song, named in json.loads(attributes.read_text("utf-8")).items()}, dtype=object)
+        try:
+            named = json.loads(attributes.read_text("utf-8"))
+            tags = pd.Series({song: [str(a) for a in words] for song, words in named.items()}, dtype=object)
+        except (ValueError, TypeError, AttributeError) as e:
+            raise SourceError(f"{attributes.name}: not an object of song → list of attributes ({e})") from None
     return Data(plays, leave_last_out(plays), _songs(plays, tags), "leave one out", (10, 20), _lines(sample) if sample.exists() else None)
 
 # %% ../../nbs/82_evaluation.accuracy.ipynb #03d81e73
@@ -244,10 +248,12 @@ def _against(each: Mapping[str, PerListener], names: Sequence[str], rival: str, 
     rows = [(n, rival, *paired_bootstrap(each[n]["NDCG", data.main], each[rival]["NDCG", data.main])) for n in names]
     return pd.DataFrame(rows, columns=["model", "against", "difference", "low", "high", "p"])
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #da2607d0
+# %% ../../nbs/82_evaluation.accuracy.ipynb #ae1211b7
 def accuracy(data: Data, *, test: bool = False, random_state: int = 0) -> dict[str, Accuracy]:
     "Choose on the validation part and score there; with `test` also refit on all but the test part, and score that."
     rounds = rounds_of(data)
+    if not len(rounds[0][1].who):
+        raise SourceError(f"nobody has a song in the validation part ({data.protocol}): there is too little to measure on")
     chosen, models, tried = choose(rounds, data, random_state)
     lessons: dict[str, list[Lesson]] = {}
     for (_, q), fitted in zip(rounds, models, strict=True):
