@@ -197,7 +197,7 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
                         "reason": titles.reindex(mine[Col.REASON_ID]).to_numpy()})
     return out.set_index(["listener", Col.RANK])
 
-# %% ../../nbs/80_evaluation.report.ipynb #5c665983
+# %% ../../nbs/80_evaluation.report.ipynb #84172069
 def quality_by_week(workspace: Workspace | Path | str, metric: str = "NDCG", k: int = 30, also: Run | None = None) -> pd.DataFrame:
     "One metric from all published reports (and a run): scored (the week), model (`published`: what listeners got), value, low, high."
     ws = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
@@ -211,6 +211,7 @@ def quality_by_week(workspace: Workspace | Path | str, metric: str = "NDCG", k: 
     if not frames:
         return pd.DataFrame(columns=["scored", "model", "part", "value", "low", "high"])
     t = pd.concat(frames, ignore_index=True)
+    t = t[t["part"].isin(["validation", "backtest"])]
     t["model"] = t["model"].where(t["part"] == "validation", "published")
     return t[(t["metric"] == metric) & (t["k"] == k) & t["value"].notna()].reset_index(drop=True)
 
