@@ -210,10 +210,12 @@ def paired_difference(
         raise ValueError("not the same listeners: the two index differ, or their order")
     return mean_interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), confidence)
 
-# %% ../../nbs/20_evaluation.metrics.ipynb #5fd09a10
+# %% ../../nbs/20_evaluation.metrics.ipynb #f7442ae2
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, n_resamples: int = 10_000, random_state: int = 0) -> tuple[float, float, float, float]:
-    "(mean difference a − b, low, high, two-sided p) over the same listeners."
+    "(mean difference a − b, low, high, two-sided p) over the same listeners; NaN for none."
     d = np.asarray(a, float) - np.asarray(b, float)
+    if not len(d):
+        return np.nan, np.nan, np.nan, np.nan
     values, count = np.unique(d, return_counts=True)
     rng = np.random.default_rng(random_state)
     means = rng.multinomial(len(d), count / len(d), size=n_resamples) @ values / len(d)
