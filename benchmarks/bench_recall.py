@@ -12,6 +12,7 @@ from sunorecsys.recommenders.blending import configured, rank, union
 from sunorecsys.recommenders.content_factors import ContentFactors
 from sunorecsys.recommenders.item_cf import ItemCF
 from sunorecsys.recommenders.item_content_based import Content
+from sunorecsys.recommenders.listening import bare_songs
 from sunorecsys.schema import Col
 from sunorecsys.testing import AS_OF
 
@@ -29,8 +30,7 @@ def described(ids: np.ndarray) -> pd.DataFrame:
     "Songs with three of two hundred tags and one of twenty genres."
     rng = np.random.default_rng(0)
     tags = rng.integers(0, 200, (len(ids), 3)).astype(str)
-    made = pd.Series(pd.NaT, range(len(ids)), dtype="datetime64[us, UTC]")
-    return pd.DataFrame({Col.SONG: ids, Col.CREATED: made, Col.TAGS: list(tags), Col.GENRE: rng.integers(0, 20, len(ids)).astype(str)})
+    return bare_songs(ids).assign(**{Col.TAGS: list(tags), Col.GENRE: rng.integers(0, 20, len(ids)).astype(str)})
 
 
 def blend_rate(parts: list[Candidates], n_items: int, popularity: np.ndarray) -> float:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNDATED', 'GAINS', 'CELLS', 'IdMap', 'utc', 'microseconds', 'CodedLog', 'encode_log', 'strengths', 'History',
-           'pad_history', 'top_k', 'top_k_sparse', 'Candidates', 'lookup']
+           'pad_history', 'top_k', 'top_k_sparse', 'from_lists', 'Candidates', 'lookup']
 
 # %% ../nbs/05_codes.ipynb #0d58abda
 import hashlib
@@ -196,6 +196,12 @@ def _top_k_of(scores: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray
     best, top = top_k(value, k)
     found = np.take_along_axis(item, np.clip(best, 0, width - 1), axis=1)
     return np.where(best < 0, -1, found).astype(np.int32), top
+
+# %% ../nbs/05_codes.ipynb #7a41b131
+def from_lists(items: np.ndarray, scores: np.ndarray, n_items: int) -> sparse.csr_matrix: # float32 (U, n_items)
+    "Lists (codes [U, k], −1 = none; scores [U, k]) as a matrix; what `top_k_sparse` takes apart."
+    u, at = np.nonzero(items >= 0)
+    return sparse.csr_matrix((scores[u, at], (u, items[u, at])), shape=(len(items), n_items), dtype=np.float32)
 
 # %% ../nbs/05_codes.ipynb #d47248f2
 @dataclass(frozen=True)

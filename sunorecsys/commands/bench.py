@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['bench_app', 'said', 'bench_accuracy']
 
-# %% ../../nbs/91b_commands.bench.ipynb #1516ada5
-import logging
+# %% ../../nbs/91b_commands.bench.ipynb #e1154078
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +31,7 @@ def said(part: str, done: "Accuracy", data: "Data") -> str:
         lines.append(f"\n{row.model} − {row.against}: NDCG@{data.main} {interval}")
     return "\n".join(lines)
 
-# %% ../../nbs/91b_commands.bench.ipynb #8d227f44
+# %% ../../nbs/91b_commands.bench.ipynb #3ffd323b
 @bench_app.callback()
 def _bench() -> None:
     "Measure the methods."
@@ -46,11 +46,12 @@ def bench_accuracy(
 ) -> None:
     "Every channel, the blend and the yardsticks on one data set, full ranking, chosen on its validation part."
     from sunorecsys.evaluation.accuracy import accuracy, log_look, read_data, write_accuracy
-    logging.getLogger("sunorecsys").setLevel(logging.INFO if verbose else logging.WARNING)
     name, read = data.resolve().name, read_data(data)
     done = accuracy(read, test=test)
     print("\n\n".join(said(part, a, read) for part, a in done.items()))
     chosen = done["validation"].chosen
+    if verbose:
+        print(f"\ntried, mean of {chosen['rounds']} rounds:", *map(json.dumps, chosen["tried"]), sep="\n")
     print("\nsettings:", "; ".join(f"{n} {s}" for n, s in chosen["settings"].items() if s))
     print("weights:", "; ".join(f"{n} {w}" for n, w in chosen["weights"].items()))
     if output is not None:

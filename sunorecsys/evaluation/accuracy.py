@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FAR', 'GRID', 'ENOUGH', 'ROUNDS', 'FADING', 'Chosen', 'Data', 'read_sequences', 'read_counts', 'read_data', 'pose',
            'candidate_models', 'rounds_of', 'choose', 'blend_of', 'blends', 'refit', 'among_given', 'Accuracy',
-           'best_channel', 'accuracy', 'replace_blend', 'write_accuracy', 'log_look']
+           'best_channel', 'accuracy', 'write_accuracy', 'log_look']
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #af3d98a8
+# %% ../../nbs/82_evaluation.accuracy.ipynb #e3db21d1
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,17 +25,17 @@ from tqdm import tqdm
 from ..config import HistoryConfig
 from ..data.log import read_log
 from ..data.sources import LASTFM_FILES, SourceError, ingest
-from ..data.splits import TEST, TRAIN, VALIDATION, leave_last_out, per_listener
-from ..recommenders.base import MissingInput, Recommender, with_yardsticks
-from ..recommenders.blending import Lesson, learn_blend
+from ..data.splits import TEST, VALIDATION, leave_last_out, per_listener
+from ..recommenders.base import MissingInput, Recommender, fill, unseen_popular, with_yardsticks
+from ..recommenders.blending import Blend, Lesson, learn_blend
 from ..recommenders.hybrid import CHANNELS, HybridRecommender, compose, lesson
-from ..recommenders.listening import Listening, listen
+from ..recommenders.listening import Listening, bare_songs, listen
 from ..schema import Col
 from ..workspace import Workspace, logger
 from .metrics import PerListener, evaluate, paired_bootstrap, summarise
 from .protocol import Question, answers, ask_for_new, dot_plot, score_lists
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #5b11861d
+# %% ../../nbs/82_evaluation.accuracy.ipynb #952aea76
 FAR = pd.Timestamp("2100-01-01", tz="UTC") # undated plays lie before any day
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class Data:
 
 def _songs(plays: pd.DataFrame, tags: pd.Series) -> pd.DataFrame:
     "A table of songs for all that were played, with the tags that are known."
-    ids = np.unique(plays[Col.SONG].to_numpy(object))
-    made = pd.Series(pd.NaT, range(len(ids)), dtype="datetime64[us, UTC]")
-    return pd.DataFrame({Col.SONG: ids, Col.CREATED: made, Col.TAGS: pd.Series(ids, dtype=object).map(tags)})
+    songs = bare_songs(np.unique(plays[Col.SONG].to_numpy(object)))
+    return songs.assign(**{Col.TAGS: songs[Col.SONG].astype(object).map(tags)})
 
 def _lines(path: Path) -> pd.Series: # user → the words after it
     "Lines of `user word word …`."
@@ -100,14 +99,12 @@ def read_data(folder: Path | str) -> Data:
     raise SourceError(f"{folder}: no data set that is known: neither {', '.join(LASTFM_FILES)}, nor one .txt of sequences "
                       f"({len(texts)} are there)")
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #efceeea5
+# %% ../../nbs/82_evaluation.accuracy.ipynb #389e8855
 def pose(data: Data, part: int) -> tuple[Listening, Question]:
     "(what may be learnt from, the question) of `VALIDATION` or `TEST`."
-    known = data.part < part if part == TEST else data.part == TRAIN
-    plays = data.plays.assign(known=known)
-    longest = int(plays.loc[known].groupby(Col.USER).size().max())
-    history = HistoryConfig(last_n=min(longest, 200), use_weekly_mixing=False)
-    x = listen(data.plays[known.astype(bool)].reset_index(drop=True), data.songs, FAR, history)
+    known = data.plays[data.part < part].reset_index(drop=True) # train, validation and test are 0, 1 and 2
+    history = HistoryConfig(last_n=min(int(known[Col.USER].value_counts().max()), 200), use_weekly_mixing=False)
+    x = listen(known, data.songs, FAR, history)
     def pairs(rows: np.ndarray) -> sparse.csr_matrix:
         u, i = x.users.encode(data.plays.loc[rows, Col.USER]), x.items.encode(data.plays.loc[rows, Col.SONG])
         there = (u >= 0) & (i >= 0)
@@ -115,7 +112,7 @@ def pose(data: Data, part: int) -> tuple[Listening, Question]:
     aside = pairs(data.part == TEST) if part == VALIDATION else None
     return x, ask_for_new(pairs(data.part == part), aside)
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #2a522ce2
+# %% ../../nbs/82_evaluation.accuracy.ipynb #88c5f2e9
 GRID: dict[str, list[dict[str, Any]]] = {
     "item_cf": [{"shrinkage": s} for s in (5.0, 20.0, 80.0, 320.0)],
     "ease": [{"shrinkage": s} for s in (4.0, 15.0)],
@@ -125,7 +122,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
 }
 ENOUGH, ROUNDS = 3000, 3 # right answers that settle a choice; how often at most the question is asked
 FADING = {"item_cf": (0.0, 10.0), "ease": (0.0, 10.0), "transitions": (3.0, 5.0, 10.0), "content": (5.0, 10.0, 20.0)}
-Chosen = tuple[dict[str, dict[str, Any]], list[dict[str, Recommender]], pd.DataFrame]
+Chosen = tuple[dict[str, dict[str, Any]], list[dict[str, Recommender]], list[dict[str, Any]]]
 
 def candidate_models(name: str, x: Listening, songs: pd.DataFrame, random_state: int) -> Iterator[tuple[dict[str, Any], Recommender]]:
     "(settings, fitted model) of one channel, one after another; nothing when its inputs are missing."
@@ -138,12 +135,12 @@ def candidate_models(name: str, x: Listening, songs: pd.DataFrame, random_state:
             return
         for recency in FADING.get(name, ()) if x.ordered else ():
             other = copy.copy(m)
-            other.config, other.recency = m.config.model_copy(update={"recency": recency}), recency
+            other.config = m.config.model_copy(update={"recency": recency})
             yield method | settings | {"recency": recency}, other
         if not x.ordered or name not in FADING:
             yield method | settings, m
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #881ca3e4
+# %% ../../nbs/82_evaluation.accuracy.ipynb #e08baaca
 def rounds_of(data: Data) -> list[tuple[Listening, Question]]:
     "The validation question and, while there are too few right answers, the same one step earlier each time."
     out = [pose(data, VALIDATION)]
@@ -173,48 +170,40 @@ def choose(rounds: Sequence[tuple[Listening, Question]], data: Data, random_stat
                 best, chosen[name] = float(np.mean(values)), settings
                 for kept, (_, m) in zip(models, fits, strict=True):
                     kept[name] = m
-    return chosen, models, pd.DataFrame(tried)
+    return chosen, models, tried
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #ba6118e9
-def blend_of(models: Mapping[str, Recommender]) -> HybridRecommender:
-    "The blend of fitted channels with the configured weights."
+# %% ../../nbs/82_evaluation.accuracy.ipynb #b4c78c55
+def blend_of(models: Mapping[str, Recommender], blend: Blend | None = None) -> HybridRecommender:
+    "A blend of fitted channels; None: with the configured weights."
     m = HybridRecommender(use_quality_filter=False, creator_cap=1000, n=1000, cold_share=0)
     n_items = len(next(iter(models.values())).x.items)
-    return compose(m, dict(models), None, np.full(n_items, -1, np.int32))
+    return compose(m, dict(models), None, np.full(n_items, -1, np.int32), blend)
 
-def blends(models: Mapping[str, Recommender]) -> dict[str, HybridRecommender]:
-    "The blend of all channels and, where there is content, that of the others."
-    out = {"blend": blend_of(models)}
-    plays_alone = {n: m for n, m in models.items() if not n.startswith("content")}
-    if 1 < len(plays_alone) < len(models):
-        out["blend without content"] = blend_of(plays_alone)
-    return out
+def blends(models: Mapping[str, Recommender], taught: Mapping[str, Blend] | None = None) -> dict[str, HybridRecommender]:
+    "The blend of all channels and, where there is content, that of the others; `taught`: with these weights."
+    parts = {"blend": models, "blend without content": {n: m for n, m in models.items() if not n.startswith("content")}}
+    if not 1 < len(parts["blend without content"]) < len(models):
+        del parts["blend without content"]
+    return {n: blend_of(some, taught and taught[n]) for n, some in parts.items()}
 
 def refit(chosen: Mapping[str, Mapping[str, Any]], x: Listening, data: Data, random_state: int = 0) -> dict[str, Recommender]:
     "The chosen channels, fitted on other plays."
     return {n: CHANNELS[n](**s, random_state=random_state).fit_on(x, FAR, songs=data.songs) for n, s in chosen.items()}
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #ca9b95f0
+# %% ../../nbs/82_evaluation.accuracy.ipynb #6beb0b02
 def among_given(model: Recommender, q: Question, negatives: pd.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
     "(lists of a model that may choose among truth and given negatives only, item codes [V, n]; the rows of the question they answer)."
-    x, rows, lists = model.x, [], []
-    named = pd.Index(x.users.ids[q.who]).get_indexer(negatives.index)
-    for row, given in zip(named[named >= 0], negatives[named >= 0], strict=True):
-        codes = x.items.encode(list(given))
-        rows.append((row, np.union1d(codes[codes >= 0], q.truth.indices[q.truth.indptr[row]:q.truth.indptr[row + 1]])))
-    for i in range(0, len(rows), 512):
-        some = rows[i:i + 512]
-        free = np.zeros((len(some), len(x.items)), bool)
-        for j, (_, allowed) in enumerate(some):
-            free[j, allowed] = True
-        who = q.who[[row for row, _ in some]]
-        found = model.candidates(who, n, exclude=sparse.csr_matrix(~free), exclude_seen=False).item_idx
-        free[np.arange(len(found))[:, None], found] &= found < 0
-        rest = np.argsort(-np.where(free, x.popularity, -np.inf), axis=1, kind="stable")[:, :n]
-        rest = np.where(np.take_along_axis(free, rest, 1), rest, -1)
-        place = np.argsort(np.concatenate([found, rest], 1) < 0, axis=1, kind="stable")[:, :n]
-        lists.append(np.take_along_axis(np.concatenate([found, rest], 1), place, 1))
-    return np.concatenate(lists).astype(np.int32), np.array([row for row, _ in rows])
+    x, given = model.x, negatives.explode()
+    row, item = pd.Index(x.users.ids[q.who]).get_indexer(given.index), x.items.encode(given)
+    there = (row >= 0) & (item >= 0)
+    free = q.truth + sparse.csr_matrix((np.ones(there.sum(), bool), (row[there], item[there])), shape=q.truth.shape)
+    at, lists = np.unique(row[row >= 0]), []
+    for i in range(0, len(at), 512): # barred are nearly all songs: a block of listeners at a time
+        some = at[i:i + 512]
+        barred = sparse.csr_matrix(~free[some].toarray())
+        found = model.candidates(q.who[some], n, exclude=barred, exclude_seen=False).item_idx
+        lists.append(fill(found, unseen_popular(x, barred, found, n))[0])
+    return np.concatenate(lists), at
 
 # %% ../../nbs/82_evaluation.accuracy.ipynb #88523cb4
 @dataclass(frozen=True)
@@ -248,7 +237,7 @@ def _against(each: Mapping[str, PerListener], names: Sequence[str], rival: str, 
     rows = [(n, rival, *paired_bootstrap(each[n]["NDCG", data.main], each[rival]["NDCG", data.main])) for n in names]
     return pd.DataFrame(rows, columns=["model", "against", "difference", "low", "high", "p"])
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #ae1211b7
+# %% ../../nbs/82_evaluation.accuracy.ipynb #dacf4629
 def accuracy(data: Data, *, test: bool = False, random_state: int = 0) -> dict[str, Accuracy]:
     "Choose on the validation part and score there; with `test` also refit on all but the test part, and score that."
     rounds = rounds_of(data)
@@ -260,38 +249,36 @@ def accuracy(data: Data, *, test: bool = False, random_state: int = 0) -> dict[s
         for n, m in blends(fitted).items():
             lessons.setdefault(n, []).append(lesson(m, q.who, q.truth, q.barred))
     (_, q), models = rounds[0], models[0]
-    mixed = blends(models)
-    taught = {n: learn_blend(lessons[n], m.blend) for n, m in mixed.items()}
-    for n, m in mixed.items():
-        m.blend = learn_blend(lessons[n], m.blend, folds=5)
+    plain = {n: m.blend for n, m in blends(models).items()}
+    taught, folded = ({n: learn_blend(lessons[n], plain[n], folds=folds) for n in lessons} for folds in (1, 5))
+    mixed = blends(models, folded)
     table, each = _scored(with_yardsticks(*models.values()) | mixed, q, data, "validation")
     rival = best_channel(table[table["ranking"] == "full"], data.main)
     weights = {n: dict(zip(b.channels, b.weights[0, :len(b.channels)].round(3).tolist(), strict=True)) for n, b in taught.items()}
-    said = {"settings": chosen, "weights": weights, "tried": tried.to_dict("records"), "rounds": len(rounds),
+    said = {"settings": chosen, "weights": weights, "tried": tried, "rounds": len(rounds),
             "best channel on validation": rival}
     out = {"validation": Accuracy(table, each, said, _against(each, list(mixed), rival, data))}
     if test:
         x, q = pose(data, TEST)
         models = refit(chosen, x, data, random_state)
-        mixed = {n: replace_blend(m, taught[n]) for n, m in blends(models).items()}
+        mixed = blends(models, taught)
         table, each = _scored(with_yardsticks(*models.values()) | mixed, q, data, "test")
         out["test"] = Accuracy(table, each, said, _against(each, list(mixed), rival, data))
     return out
 
-def replace_blend(model: HybridRecommender, blend: Any) -> HybridRecommender:
-    "The same model with another blend."
-    model.blend = blend
-    return model
+# %% ../../nbs/82_evaluation.accuracy.ipynb #b0b7a653
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    "Rows as JSON has them: NaN is null."
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #f5434722
 def write_accuracy(done: Mapping[str, Accuracy], data: Data, folder: Path) -> list[Path]:
     "Write `accuracy.csv`, `accuracy.json`, `listeners.parquet` and a plot per part; returns the files."
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat([a.table for a in done.values()], ignore_index=True)
     table.to_csv(folder / "accuracy.csv", index=False)
-    facts = {"protocol": data.protocol, "rows": table.to_dict("records"), **done["validation"].chosen,
-             "against": {part: a.against.to_dict("records") for part, a in done.items()}}
-    (folder / "accuracy.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    facts = {"protocol": data.protocol, "rows": _records(table), **done["validation"].chosen,
+             "against": {part: _records(a.against) for part, a in done.items()}}
+    (folder / "accuracy.json").write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
     each = [v.values.stack([0, 1], future_stack=True).rename("value").reset_index().assign(model=n, part=part)
             for part, a in done.items() for n, v in a.each.items()]
     pd.concat(each, ignore_index=True).to_parquet(folder / "listeners.parquet", index=False)

@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'as_block', 'simulated_yardsticks', 'after_each_stage', 
            'write_metrics', 'report_week', 'where_from', 'headline', 'one_list', 'quality_by_week', 'plot_weeks',
            'save_weeks']
 
-# %% ../../nbs/80_evaluation.report.ipynb #2b4fe717
+# %% ../../nbs/80_evaluation.report.ipynb #4a64aa4c
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ..recommenders.item_content_based import shuffled
 from ..schema import Col
 from ..stages import Run
 from ..workspace import WEEK, Workspace, atomic, boundary, read_json, week_name, write_json
-from .ablation import ablation, cold_songs, genre_popularity, only_songs
+from .ablation import ablation, genre_popularity, only_songs
 from .ceiling import informed_ceiling, oracle_scores
 from .metrics import coverage, gini
 from .protocol import KS, Question, answers, asked, question, score_lists
@@ -62,7 +62,7 @@ def simulated_yardsticks(this: Run, hybrid: HybridRecommender, q: Question, n: i
     seen = (hybrid.x.seen[q.who] + q.barred).toarray()
     return {name: top_k(np.where(seen, -np.inf, s[:, song]), n)[0].astype(np.int32) for name, s in scores.items()}
 
-# %% ../../nbs/80_evaluation.report.ipynb #e7c365ea
+# %% ../../nbs/80_evaluation.report.ipynb #05c3a6c8
 def after_each_stage(hybrid: HybridRecommender, q: Question, n: int) -> dict[str, np.ndarray]:
     "Lists [Q, n] after recall and after quality, with the same fitted parts; the hybrid itself is the last stage."
     def variant(**settings: Any) -> np.ndarray:
@@ -75,7 +75,7 @@ def after_each_stage(hybrid: HybridRecommender, q: Question, n: int) -> dict[str
 
 def cold_part(this: Run, hybrid: HybridRecommender, q: Question, ks: Sequence[int] = KS) -> pd.DataFrame:
     "The tidy table for cold songs alone: every model and yardstick may answer with nothing else; empty when nobody played one."
-    less = only_songs(q, cold_songs(hybrid.x, hybrid.config.cold_listeners))
+    less = only_songs(q, hybrid.cold)
     if not len(less.who):
         return pd.DataFrame()
     songs, n = pd.read_parquet(this.folder / "frozen" / "songs.parquet"), max(ks)

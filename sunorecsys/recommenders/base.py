@@ -6,9 +6,9 @@
 __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'plain_reasons', 'long_table', 'unseen_popular',
            'fill', 'Query', 'stored_seeds', 'given_history', 'ask', 'exclusions', 'MissingInput', 'Hooks',
            'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal', 'unseal', 'save_model',
-           'load_model', 'Recommender', 'Popularity', 'Random', 'with_yardsticks']
+           'load_model', 'Recommender', 'Popularity', 'Random', 'with_yardsticks', 'fit_channels']
 
-# %% ../../nbs/40b_recommenders.base.ipynb #e88c730b
+# %% ../../nbs/40b_recommenders.base.ipynb #c1633f78
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from scipy import sparse
 
 from ..codes import Candidates, History, IdMap, encode_log, strengths, top_k
 from ..config import Config, HistoryConfig
-from ..data.splits import before
+from ..data.splits import before, training_tables
 from ..schema import Col, validate
+from ..stages import Run
 from ..workspace import file_hash, read_json, write_json
 from .listening import Listening, listen, load_listening, save_listening, seeds, write_arrays
 
@@ -362,3 +363,18 @@ def with_yardsticks(*models: Recommender) -> dict[str, Recommender]:
         m.x, m.as_of = models[0].x, models[0].as_of
         return m
     return {m.channel: m for m in (like(Random), like(Popularity), *models)}
+
+# %% ../../nbs/40b_recommenders.base.ipynb #9c1ec863
+def fit_channels(this: Run, out: Path, models: Sequence[Recommender], **tables: Any) -> dict[str, str]: # channel → why it is absent
+    "Fit models for the validation week and for the lists to be published; write `models/<channel>/<part>` below `out`."
+    absent: dict[str, str] = {}
+    for part in ("validation", "final"):
+        data = training_tables(this.folder, part) | tables
+        x = listen(data.pop("interactions"), data["songs"], data["as_of"], this.config.history)
+        for m in models:
+            try:
+                m.fit_on(x, **data).save(out / "models" / m.channel / part)
+            except MissingInput as e:
+                absent[m.channel] = str(e)
+                write_json(out / "models" / m.channel / part / ABSENT, {"why": str(e)})
+    return absent

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_WORDS', 'content_features', 'regress', 'ContentFactors']
 
-# %% ../../nbs/45_recommenders.content_factors.ipynb #db57e42d
+# %% ../../nbs/45_recommenders.content_factors.ipynb #35a7ed65
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,24 +14,22 @@ import pandas as pd
 
 from ..codes import IdMap
 from ..config import ContentFactorsConfig, HistoryConfig
-from ..schema import Col
 from .base import MissingInput
 from .item_content_based import Vectors, centred, words_of
-from .user_based import UserBased, als, confidence, fit_factors, fold_in
+from .listening import bare_songs
+from .user_based import UserBased, als, confidence, fold_in
 
-# %% ../../nbs/45_recommenders.content_factors.ipynb #c7cc24bb
+# %% ../../nbs/45_recommenders.content_factors.ipynb #4cd3f72a
 MOST_WORDS = 500
 
 def content_features(songs: pd.DataFrame, items: IdMap, embeddings: Mapping[str, Vectors] | None) -> np.ndarray: # float32 [items, F]
     "Words (tags, genres) and vectors of every song, and a one; `MissingInput` when there is nothing."
-    w = words_of(songs)
-    item = items.encode(w[Col.SONG])
-    w, item = w[item >= 0], item[item >= 0]
+    w = words_of(songs, items)
     count = w["word"][~w["word"].str.startswith("creator:")].value_counts()
     names = np.sort(count[count > 1].index[:MOST_WORDS].to_numpy(object))
     at = pd.Index(names).get_indexer(w["word"])
     x = np.zeros((len(items), len(names)), np.float32)
-    x[item[at >= 0], at[at >= 0]] = 1
+    x[w["item"][at >= 0], at[at >= 0]] = 1
     has = x.any(axis=1, keepdims=True)
     x = np.where(has, x - x[has[:, 0]].mean(axis=0) if has.any() else x, 0)
     parts = [x, *[centred(store, items) for store in (embeddings or {}).values()]]
@@ -45,7 +43,7 @@ def regress(features: np.ndarray, factors: np.ndarray, listeners: np.ndarray, pe
     normal = x.T @ (x * weight) + penalty * np.eye(x.shape[1])
     return (x @ np.linalg.solve(normal, x.T @ (factors * weight))).astype(np.float32)
 
-# %% ../../nbs/45_recommenders.content_factors.ipynb #7df164a8
+# %% ../../nbs/45_recommenders.content_factors.ipynb #e9b6cec9
 class ContentFactors(UserBased):
     "ALS whose songs are drawn towards where their content lies; `settings` are those of `config.ContentFactorsConfig`."
     channel = "content_factors"
@@ -60,15 +58,11 @@ class ContentFactors(UserBased):
         return {"history": self.history.model_dump(), "random_state": self.random_state} | self.config.model_dump()
 
     def _fit(self, *, songs: pd.DataFrame | None = None, embeddings: Mapping[str, Vectors] | None = None, **tables: Any) -> None:
-        known = pd.DataFrame({Col.SONG: self.x.items.ids}) if songs is None else songs
-        features = content_features(known, self.x.items, embeddings)
-        c = confidence(self.x.liked, self.alpha)
-        fitted = als(self.n_factors, self.regularization)
-        fit_factors(fitted, c, self.n_iterations, self.random_state)
+        features = content_features(bare_songs(self.x.items.ids) if songs is None else songs, self.x.items, embeddings)
+        super()._fit()
         n = np.bincount(self.x.liked.indices, minlength=len(self.x.items))
         own = (n / (n + self.config.prior)).astype(np.float32)[:, None]
-        predicted = regress(features, fitted.item_factors, n, self.config.penalty)
-        self.model = als(self.n_factors, self.regularization) # without what `fitted` remembers of its own songs
-        self.model.item_factors = np.ascontiguousarray(own * fitted.item_factors + (1 - own) * predicted, np.float32)
-        self.model.user_factors = fold_in(self.model, c)
-        self.recent = self.x.history.matrix(len(self.x.items))
+        mixed = own * self.model.item_factors + (1 - own) * regress(features, self.model.item_factors, n, self.config.penalty)
+        self.model = als(self.n_factors, self.regularization) # anew, without what the fitted one remembers of its own songs
+        self.model.item_factors = np.ascontiguousarray(mixed, np.float32)
+        self.model.user_factors = fold_in(self.model, confidence(self.x.liked, self.alpha))

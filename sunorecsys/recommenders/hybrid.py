@@ -7,7 +7,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'NOT_YET', 'recall', 'passed', 'ranked', 'best
            'save_parts', 'load_parts', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words',
            'open_channels', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #3f5c3770
+# %% ../../nbs/72_recommenders.hybrid.ipynb #a8a79616
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +27,7 @@ from .blending import Blend, Lesson, Ranked, configured, learn_blend, rank, unio
 from .content_factors import ContentFactors
 from .item_cf import ItemCF
 from .item_content_based import Content
-from .listening import write_arrays
+from .listening import bare_songs, cold_songs, write_arrays
 from .quality_filter import QualityFilter, keep_best
 from .rerank import creator_codes
 from .user_based import UserBased
@@ -85,7 +85,7 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude: sparse.csr
     parts = np.where((r.items < 0)[..., None], np.nan, r.contribution)[u, at]
     return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)})
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #dd9b26a5
+# %% ../../nbs/72_recommenders.hybrid.ipynb #b6095541
 def compose(
     model: "HybridRecommender", channels: dict[str, Recommender], quality: QualityFilter, creators: np.ndarray,
     blend: Blend | None = None, absent: Mapping[str, str] | None = None,
@@ -95,9 +95,9 @@ def compose(
     if len({(m.x.users.hash, m.x.items.hash, m.as_of) for m in channels.values()}) > 1:
         raise ValueError(f"the channels {', '.join(channels)} were fitted on different listeners, songs or weeks")
     model.channels, model.quality, model.creators, model.x, model.as_of = channels, quality, creators, first.x, first.as_of
-    model.cold = np.bincount(first.x.seen.indices, minlength=len(first.x.items)) < model.config.cold_listeners
+    model.cold = cold_songs(first.x, model.config.cold_listeners)
     model.blend = configured({name: getattr(model.config, s) for name, s in WEIGHTS.items()}, list(channels)) if blend is None else blend
-    model.absent = {name: f"recall: {why}" for name, why in (absent or {}).items()} | NOT_YET
+    model.missing = dict(absent or {})
     return model
 
 def lesson(model: "HybridRecommender", who: np.ndarray, truth: sparse.csr_matrix, barred: sparse.csr_matrix) -> Lesson:
@@ -105,7 +105,7 @@ def lesson(model: "HybridRecommender", who: np.ndarray, truth: sparse.csr_matrix
     history = stored_seeds(model.x, who)
     return recall(model, who, history, exclusions(model.x, who, history, barred)), truth, model.x.popularity
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #79a9c3b6
+# %% ../../nbs/72_recommenders.hybrid.ipynb #a921aa5c
 def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Path] | None = None) -> None:
     "Write every part below `folder`, the manifest last; a channel that is `saved` already (name → its folder) is linked."
     for name, m in model.channels.items():
@@ -116,8 +116,8 @@ def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Pat
             m.save(target)
     model.quality.save(folder / "quality")
     write_arrays(folder / "blend.npz", creators=model.creators, weights=model.blend.weights)
-    absent = {name: why.removeprefix("recall: ") for name, why in model.absent.items() if name in CHANNELS}
-    seal(folder, "HybridRecommender", params=model.params(), channels=list(model.channels), absent=absent, n_learnt=model.blend.n_learnt)
+    seal(folder, "HybridRecommender", params=model.params(), channels=list(model.channels), absent=model.missing,
+         n_learnt=model.blend.n_learnt)
 
 def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommender":
     "Read what `save_parts` wrote."
@@ -127,7 +127,7 @@ def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommend
         blend = Blend(tuple(channels), a["weights"], m["n_learnt"])
         return compose(cls(**m["params"]), channels, QualityFilter.load(folder / "quality"), a["creators"], blend, m["absent"])
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #a75cc071
+# %% ../../nbs/72_recommenders.hybrid.ipynb #735a5ce3
 class HybridRecommender(Recommender):
     """The four stages over fitted channels; `settings` are those of `HybridConfig` and `QualityConfig`, and a dictionary per channel, as
     in `item_cf={"shrinkage": 5}`."""
@@ -139,6 +139,11 @@ class HybridRecommender(Recommender):
         self.parts = {name: config(**settings.pop(name, {})).model_dump() for name, config in CHANNEL_CONFIGS.items()}
         self.config, self.quality_config = HybridConfig(**settings), QualityConfig(**quality)
         self.default_n = self.config.n
+
+    @property
+    def absent(self) -> dict[str, str]:
+        "What takes no part, and why: channels without their inputs, and stages that are not in this version."
+        return {name: f"recall: {why}" for name, why in self.missing.items()} | NOT_YET
 
     def params(self) -> dict[str, Any]:
         "Arguments that make an equal, unfitted model."
@@ -153,9 +158,8 @@ class HybridRecommender(Recommender):
                 fitted[name] = model.fit_on(self.x, self.as_of, **tables)
             except MissingInput as e:
                 absent[name] = str(e)
-        undated = pd.Series(pd.NaT, range(len(self.x.items)), dtype="datetime64[us, UTC]")
-        known = pd.DataFrame({Col.SONG: self.x.items.ids, Col.CREATED: undated}) if songs is None else songs
-        quality = QualityFilter(**self.quality_config.model_dump()).fit(**tables | {"songs": known, "as_of": self.as_of})
+        known = {"songs": bare_songs(self.x.items.ids) if songs is None else songs, "as_of": self.as_of}
+        quality = QualityFilter(**self.quality_config.model_dump()).fit(**tables | known)
         compose(self, fitted, quality, creator_codes(songs, self.x.items), absent=absent)
 
     def _score(self, users: np.ndarray, history: History, exclude: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['VETO', 'TOGETHER', 'PAIRS', 'METHODS', 'shrunk_columns', 'neighbours', 'faded', 'voters', 'votes', 'strongest_seed',
-           'SeedVotes', 'ItemCF', 'fit_channels', 'fit_week']
+           'SeedVotes', 'ItemCF', 'fit_week']
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #52992992
+# %% ../../nbs/41_recommenders.item_cf.ipynb #a416e727
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ import numpy as np
 from implicit.nearest_neighbours import all_pairs_knn
 from scipy import sparse
 
-from ..codes import History, lookup, top_k_sparse
+from ..codes import History, from_lists, lookup, top_k_sparse
 from ..config import EaseConfig, HistoryConfig, ItemCFConfig, TransitionsConfig
-from ..data.splits import training_tables
 from ..stages import Run
-from ..workspace import write_json
-from .base import ABSENT, MissingInput, Reasons, Recommender
-from .listening import listen
+from .base import MissingInput, Reasons, Recommender, fit_channels
 from .neighbours import ease, transitions, weighted
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #4fbdf76b
@@ -37,7 +33,7 @@ def shrunk_columns(
     scaled.data /= norm[scaled.indices]
     return scaled
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #993ab1ef
+# %% ../../nbs/41_recommenders.item_cf.ipynb #0146b676
 def neighbours(
     liked: sparse.csr_matrix, # strengths, float32 (users, items)
     k: int, # neighbours per song
@@ -50,9 +46,7 @@ def neighbours(
     found = all_pairs_knn(shrunk_columns(liked, shrinkage), min(k + 1, n), show_progress=False).tocoo()
     keep = (found.row != found.col) & (found.data > 0)
     kept = (found.data[keep].astype(np.float32), (found.row[keep], found.col[keep]))
-    items, sims = top_k_sparse(sparse.csr_matrix(kept, shape=(n, n)), k)
-    seed, at = np.nonzero(items >= 0)
-    return sparse.csr_matrix((sims[seed, at], (seed, items[seed, at])), shape=(n, n))
+    return from_lists(*top_k_sparse(sparse.csr_matrix(kept, shape=(n, n)), k), n)
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #3d6f2df3
 def faded(history: History, half_life: float) -> History:
@@ -112,14 +106,14 @@ def _parts(m: sparse.csr_matrix) -> dict[str, np.ndarray]:
 def _from_parts(a: dict[str, np.ndarray], n: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((a["data"], a["indices"], a["indptr"]), shape=(n, n))
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #80233145
+# %% ../../nbs/41_recommenders.item_cf.ipynb #9f96a5ea
 class SeedVotes(Recommender):
     "Base of the channels in which a listener's seeds vote for their neighbours."
-    recency = 0.0 # songs after which a seed counts half; 0: all alike
+    config: Any # with `recency`, songs after which a seed counts half
     near: sparse.csr_matrix # (items, items); `by` are its voters
 
     def _seeds(self, history: History) -> History:
-        return faded(history, self.recency) if self.x.ordered else history
+        return faded(history, self.config.recency) if self.x.ordered else history
 
     def _score(self, users: np.ndarray, history: History, exclude: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
         return votes(self._seeds(history).matrix(len(self.x.items)), self.by, exclude, k)
@@ -141,7 +135,7 @@ class SeedVotes(Recommender):
         "Take a matrix of neighbours, float32 (items, items): row = seed."
         self.near, self.by = near, voters(near)
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #b3d638ae
+# %% ../../nbs/41_recommenders.item_cf.ipynb #29f97f74
 METHODS: dict[str, tuple[str, type[ItemCFConfig]]] = { # method → (channel, where its defaults are)
     "cosine": ("item_cf", ItemCFConfig), "bm25": ("item_cf", ItemCFConfig), "tfidf": ("item_cf", ItemCFConfig),
     "ease": ("ease", EaseConfig), "transitions": ("transitions", TransitionsConfig)}
@@ -154,7 +148,6 @@ class ItemCF(SeedVotes):
             raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
         self.channel, defaults = METHODS[method]
         self.config = defaults(method=method, **settings)
-        self.top_k_per_seed, self.shrinkage, self.recency = self.config.top_k_per_seed, self.config.shrinkage, self.config.recency
 
     def params(self) -> dict[str, Any]:
         "Arguments that make an equal, unfitted model; JSON-able."
@@ -162,34 +155,21 @@ class ItemCF(SeedVotes):
 
     def _fit(self, **tables: Any) -> None:
         c, x = self.config, self.x
-        if c.method == "transitions" and not x.ordered:
-            raise MissingInput("transitions need the order of the plays, and most of these have no time and no position")
-        if isinstance(c, EaseConfig) and len(x.items) > c.max_songs:
-            raise MissingInput(f"EASE inverts a matrix of songs × songs, and {len(x.items):,} songs are more than "
-                               f"ease.max_songs = {c.max_songs:,}")
-        if c.method == "ease":
-            self.vote_with(ease(x.liked, c.shrinkage, c.top_k_per_seed))
-        elif c.method == "transitions":
-            self.vote_with(transitions(x.liked, x.age, c.top_k_per_seed, window=c.window, decay=c.decay, backward=c.backward,
-                                       shrinkage=c.shrinkage))
+        if isinstance(c, EaseConfig):
+            if len(x.items) > c.max_songs:
+                raise MissingInput(f"EASE inverts a matrix of songs × songs, and {len(x.items):,} songs are more than "
+                                   f"ease.max_songs = {c.max_songs:,}")
+            near = ease(x.liked, c.shrinkage, c.top_k_per_seed)
+        elif isinstance(c, TransitionsConfig):
+            if not x.ordered:
+                raise MissingInput("transitions need the order of the plays, and most of these have no time and no position")
+            near = transitions(x.liked, x.age, c.top_k_per_seed, window=c.window, decay=c.decay, backward=c.backward,
+                               shrinkage=c.shrinkage)
         else:
-            self.vote_with(neighbours(weighted(x.liked, c.method), c.top_k_per_seed, c.shrinkage))
+            near = neighbours(weighted(x.liked, c.method), c.top_k_per_seed, c.shrinkage)
+        self.vote_with(near)
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #99fdff06
-def fit_channels(this: Run, out: Path, models: Sequence[Recommender], **tables: Any) -> dict[str, str]: # channel → why it is absent
-    "Fit models for the validation week and for the lists to be published; write `models/<channel>/<part>` below `out`."
-    absent: dict[str, str] = {}
-    for part in ("validation", "final"):
-        data = training_tables(this.folder, part) | tables
-        x = listen(data.pop("interactions"), data["songs"], data["as_of"], this.config.history)
-        for m in models:
-            try:
-                m.fit_on(x, **data).save(out / "models" / m.channel / part)
-            except MissingInput as e:
-                absent[m.channel] = str(e)
-                write_json(out / "models" / m.channel / part / ABSENT, {"why": str(e)})
-    return absent
-
+# %% ../../nbs/41_recommenders.item_cf.ipynb #93ffebf0
 def fit_week(this: Run, out: Path) -> dict[str, str]: # channel → why it is absent
     "The stage: `item_cf`, `ease` and `transitions` as configured."
     c = this.config

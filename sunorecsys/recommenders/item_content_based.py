@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['words_of', 'word_matrix', 'Vectors', 'centred', 'content_neighbours', 'Content', 'shuffled']
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #f0d4ec92
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #5436d5ac
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -14,36 +14,35 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..codes import IdMap, top_k
+from ..codes import IdMap, from_lists, top_k
 from ..config import ContentConfig, HistoryConfig
 from ..schema import Col
 from .base import MissingInput
 from .item_cf import SeedVotes
+from .listening import bare_songs
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #a28d0533
-def words_of(songs: pd.DataFrame) -> pd.DataFrame: # song_id, word
-    "The words of every song: `tag:…`, `genre:…`, `creator:…`; a word twice in a song counts once."
-    parts = []
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #ed5184aa
+def words_of(songs: pd.DataFrame, items: IdMap) -> pd.DataFrame: # song_id, word, item (code)
+    "The words of every song in `items`: `tag:…`, `genre:…`, `creator:…`; a word twice in a song counts once."
+    parts = [pd.DataFrame({Col.SONG: np.array([], object), "word": np.array([], object)})]
     for kind, column in (("tag", Col.TAGS), ("genre", Col.GENRE), ("creator", Col.CREATOR)):
         if column in songs:
             s = songs.set_index(Col.SONG)[column].dropna()
             s = s.explode().dropna() if column == Col.TAGS else s
             word = f"{kind}:" + s.astype(str).str.lower().str.strip()
             parts.append(pd.DataFrame({Col.SONG: s.index.to_numpy(object), "word": word.to_numpy(object)}))
-    if not parts:
-        return pd.DataFrame({Col.SONG: np.array([], object), "word": np.array([], object)})
-    return pd.concat(parts, ignore_index=True).drop_duplicates()
+    words = pd.concat(parts, ignore_index=True).drop_duplicates()
+    words["item"] = items.encode(words[Col.SONG])
+    return words[words["item"] >= 0]
 
 def word_matrix(songs: pd.DataFrame, items: IdMap) -> sparse.csr_matrix: # float32 (items, words), rows of length 1 or empty
     "TF-IDF of the words of the songs in `items`."
-    w = words_of(songs)
-    item = items.encode(w[Col.SONG])
-    w, item = w[item >= 0], item[item >= 0]
+    w = words_of(songs, items)
     names = IdMap(w["word"])
     word = names.encode(w["word"])
     count = np.bincount(word, minlength=len(names))
     idf = np.where(count > 1, np.log(max(len(items), 1) / np.maximum(count, 1)), 0)
-    x = sparse.csr_matrix((idf[word], (item, word)), shape=(len(items), len(names)))
+    x = sparse.csr_matrix((idf[word], (w["item"], word)), shape=(len(items), len(names)))
     x.eliminate_zeros()
     norm = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
     return sparse.csr_matrix(sparse.diags(np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)) @ x, dtype=np.float32)
@@ -63,7 +62,7 @@ def centred(store: Vectors, items: IdMap) -> np.ndarray: # float32 [items, d]
     norm = np.linalg.norm(v, axis=1, keepdims=True)
     return np.divide(v, norm, out=np.zeros_like(v), where=norm > 1e-6).astype(np.float32)
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #6340a9d5
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #350b4991
 def content_neighbours(
     words: sparse.csr_matrix, # float32 (items, words)
     vectors: Sequence[np.ndarray], # float32 [items, d] each
@@ -81,13 +80,10 @@ def content_neighbours(
         like /= 1 + weight * len(vectors)
         like[np.arange(len(like)), np.arange(i, i + len(like))] = -np.inf
         at, value = top_k(like, k)
-        value = np.where((at >= 0) & (value > 0), value, 0)
-        rows = sparse.csr_matrix((value.ravel(), np.maximum(at, 0).ravel(), np.arange(len(at) + 1) * k), shape=like.shape, dtype=np.float32)
-        rows.eliminate_zeros()
-        parts.append(rows)
+        parts.append(from_lists(np.where(value > 0, at, -1), value, n))
     return sparse.vstack(parts, format="csr", dtype=np.float32) if parts else sparse.csr_matrix((n, n), dtype=np.float32)
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #76c390fc
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #cf50c124
 class Content(SeedVotes):
     "Content-based recall; `embeddings` (modality → vectors by song) and the words of `songs` may each be absent, not both."
     channel = "content"
@@ -95,7 +91,6 @@ class Content(SeedVotes):
     def __init__(self, *, history: HistoryConfig | None = None, random_state: int = 0, **settings: Any):
         super().__init__(history=history, random_state=random_state)
         self.config = ContentConfig(**settings)
-        self.recency = self.config.recency
 
     def params(self) -> dict[str, Any]:
         "Arguments that make an equal, unfitted model; JSON-able."
@@ -103,7 +98,7 @@ class Content(SeedVotes):
 
     def _fit(self, *, songs: pd.DataFrame | None = None, embeddings: Mapping[str, Vectors] | None = None, **tables: Any) -> None:
         items = self.x.items
-        known = pd.DataFrame({Col.SONG: items.ids}) if songs is None else songs
+        known = bare_songs(items.ids) if songs is None else songs
         vectors = [centred(store, items) for store in (embeddings or {}).values()] if self.config.vectors else []
         near = content_neighbours(word_matrix(known, items), vectors, self.config.top_k_per_seed, self.config.vectors)
         if not near.nnz:

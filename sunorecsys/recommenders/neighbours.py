@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EASE_LIMIT', 'PAIRS', 'weighted', 'ease', 'followers', 'transitions']
 
-# %% ../../nbs/40c_recommenders.neighbours.ipynb #f918e098
+# %% ../../nbs/40c_recommenders.neighbours.ipynb #67625e94
 import os
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
-from ..codes import top_k_sparse
+from ..codes import from_lists, top_k_sparse
 
 # %% ../../nbs/40c_recommenders.neighbours.ipynb #75982e8d
 def weighted(liked: sparse.csr_matrix, method: str) -> sparse.csr_matrix: # float32 (users, items)
@@ -98,7 +98,7 @@ def followers(
         total = total + sparse.csr_matrix((np.concatenate(worth), pairs), shape=(n, n), dtype=np.float32)
     return total
 
-# %% ../../nbs/40c_recommenders.neighbours.ipynb #eb16bba3
+# %% ../../nbs/40c_recommenders.neighbours.ipynb #7ef230fc
 def transitions(
     liked: sparse.csr_matrix, age: np.ndarray, # as for `followers`
     k: int, # followers kept per song
@@ -114,6 +114,4 @@ def transitions(
     rows = np.repeat(np.arange(n), np.diff(m.indptr))
     m.data = (m.data * scale[rows] * scale[m.indices]).astype(np.float32)
     m.data[rows == m.indices] = 0
-    items, value = top_k_sparse(m, k)
-    seed, at = np.nonzero(items >= 0)
-    return sparse.csr_matrix((value[seed, at], (seed, items[seed, at])), shape=(n, n))
+    return from_lists(*top_k_sparse(m, k), n)
