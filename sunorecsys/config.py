@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHANNEL_CONFIGS', 'HistoryConfig', 'SplitsConfig', 'EmbeddingsConfig', 'ItemCFConfig', 'EaseConfig',
-           'TransitionsConfig', 'ContentConfig', 'UserBasedConfig', 'ContentFactorsConfig', 'QualityConfig',
-           'HybridConfig', 'Config', 'ConfigError', 'load_config', 'changed_settings']
+           'TransitionsConfig', 'ContentConfig', 'PromptBasedConfig', 'UserBasedConfig', 'TwoTowerConfig',
+           'ContentFactorsConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError', 'load_config',
+           'changed_settings']
 
 # %% ../nbs/01_config.ipynb #b108b246
 import difflib
@@ -42,7 +43,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #3c49abff
+# %% ../nbs/01_config.ipynb #66df6f8b
 class EmbeddingsConfig(_Component):
     "Vectors of audio and prompts (`embeddings.songs`)."
     encoder: str = Setting("tiny-clap", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
@@ -80,12 +81,40 @@ class ContentConfig(_Component):
     recency: float = Setting(10.0, ge=0, description="songs after which a seed counts half; 0: all seeds alike")
     vectors: float = Setting(1.0, ge=0, description="weight of the vectors of sound and prompt, against that of the words")
 
+class PromptBasedConfig(_Component):
+    "Songs whose prompts are alike (`recommenders.prompt_based`)."
+    top_k_per_seed: int = Setting(200, ge=1, description="neighbours kept per song")
+    recency: float = Setting(10.0, ge=0, description="songs after which a seed counts half; 0: all seeds alike")
+    duplicate: float = Setting(.8, gt=0, le=1, description="share of words (Jaccard) from which two prompts are one idea")
+    same_creator: bool = Setting(True, description="whether songs of a seed's creator may be its neighbours")
+
 class UserBasedConfig(_Component):
     "ALS (`recommenders.user_based`)."
     n_factors: int = Setting(32, ge=1)
     regularization: float = Setting(10.0, gt=0)
     alpha: float = Setting(1.0, gt=0, description="confidence = 1 + alpha · strength")
     n_iterations: int = Setting(16, ge=1)
+
+class TwoTowerConfig(_Component):
+    "Networks that read songs and listeners (`recommenders.two_tower`)."
+    dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
+    hidden: int = Setting(64, ge=1, le=16_384, description="width inside the towers")
+    heads: int = Setting(2, ge=0, le=64, description="heads of attention over the history; 0: its mean alone")
+    last_n: int = Setting(50, ge=1, le=1000, description="songs of the history that are read")
+    ahead: int = Setting(5, ge=1, description="the song to predict is one of so many that follow")
+    loss: Literal["infonce", "bpr"] = "infonce"
+    even_negatives: int = Setting(2048, ge=0, description="rivals per batch drawn evenly from the catalogue, beside those of the batch")
+    hard_negatives: int = Setting(0, ge=0, le=1000, description="rivals per listener that were shown and not played")
+    dropout: float = Setting(.2, ge=0, lt=1)
+    learning_rate: float = Setting(2e-3, gt=0)
+    weight_decay: float = Setting(1e-2, ge=0)
+    batch_size: int = Setting(256, ge=2)
+    examples: int = Setting(200_000, ge=1, description="songs to predict per epoch, at most")
+    epochs: int = Setting(30, ge=1, description="at most")
+    patience: int = Setting(3, ge=1, description="epochs without a better recall after which it stops")
+    judges: int = Setting(1000, ge=0, description="listeners whose last song is held out to find the best epoch; 0: all epochs are run")
+    threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
+    device: str = Setting("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
 
 class ContentFactorsConfig(UserBasedConfig):
     "ALS with places for songs that few have played (`recommenders.content_factors`)."
@@ -94,14 +123,15 @@ class ContentFactorsConfig(UserBasedConfig):
 
 CHANNEL_CONFIGS: dict[str, type[_Component]] = {
     "item_cf": ItemCFConfig, "ease": EaseConfig, "transitions": TransitionsConfig, "user_based": UserBasedConfig,
-    "content": ContentConfig, "content_factors": ContentFactorsConfig}
+    "content": ContentConfig, "content_factors": ContentFactorsConfig, "prompt_based": PromptBasedConfig,
+    "two_tower": TwoTowerConfig}
 
 class QualityConfig(_Component):
     "Coarse ranking (`recommenders.quality_filter`)."
     quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
     min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
 
-# %% ../nbs/01_config.ipynb #4e49dbbf
+# %% ../nbs/01_config.ipynb #d0870593
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
     n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
@@ -112,6 +142,7 @@ class HybridConfig(_Component):
     transitions_weight: float = Setting(.10, ge=0)
     content_weight: float = Setting(.20, ge=0)
     content_factors_weight: float = Setting(.20, ge=0)
+    prompt_based_weight: float = Setting(.10, ge=0)
     user_cf_weight: float = Setting(.30, ge=0)
     two_tower_weight: float = Setting(.40, ge=0)
     din_weight: float = Setting(.70, ge=0)
@@ -122,7 +153,7 @@ class HybridConfig(_Component):
     cold_share: float = Setting(.1, ge=0, le=1, description="at least this share of a playlist are cold songs, where recall found any")
     cold_listeners: int = Setting(5, ge=1, description="a song with fewer listeners is cold")
 
-    @field_validator("two_tower_weight", "din_weight", "prompt_weight", "use_music_flamingo")
+    @field_validator("din_weight", "prompt_weight", "use_music_flamingo")
     @classmethod
     def _absent(cls, value: float | bool, info: ValidationInfo) -> float | bool:
         "A setting of a stage that is not in this version may be named, not changed: it would do nothing."
@@ -143,6 +174,8 @@ class Config(_Component):
     content: ContentConfig = ContentConfig()
     user_based: UserBasedConfig = UserBasedConfig()
     content_factors: ContentFactorsConfig = ContentFactorsConfig()
+    prompt_based: PromptBasedConfig = PromptBasedConfig()
+    two_tower: TwoTowerConfig = TwoTowerConfig()
     quality_filter: QualityConfig = QualityConfig()
     hybrid: HybridConfig = HybridConfig()
 

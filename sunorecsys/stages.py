@@ -29,7 +29,7 @@ from .notebooks import notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 
-# %% ../nbs/16_stages.ipynb #b4417cf2
+# %% ../nbs/16_stages.ipynb #573338ea
 @dataclass(frozen=True)
 class Stage:
     "A step of the weekly run: its notebook, the stages it `needs`, what it writes into the run, the settings it reads."
@@ -38,17 +38,21 @@ class Stage:
     outputs: tuple[str, ...]
     settings: tuple[str, ...]
 
-_RECALL = ("splits", "item_cf", "user_based", "content", "content_factors", "quality_filter")
+_RECALL = ("splits", "item_cf", "user_based", "content", "content_factors", "prompt_based", "two_tower", "quality_filter")
 STAGES: dict[str, Stage] = {
     "splits": Stage("17_data.splits", (), ("frozen", "splits"), ("splits", "random_state")),
     "embeddings": Stage("39_embeddings.songs", ("splits",), ("embeddings",), ("embeddings",)),
     "item_cf": Stage("41_recommenders.item_cf", ("splits",), ("models/item_cf", "models/ease", "models/transitions"),
                      ("item_cf", "ease", "transitions", "history", "random_state")),
     "user_based": Stage("42_recommenders.user_based", ("splits",), ("models/user_based",), ("user_based", "history", "random_state")),
+    "two_tower": Stage("43c_recommenders.two_tower", ("splits", "embeddings"), ("models/two_tower",),
+                       ("two_tower", "history", "random_state")),
     "content": Stage("44_recommenders.item_content_based", ("splits", "embeddings"), ("models/content",),
                      ("content", "history", "random_state")),
     "content_factors": Stage("45_recommenders.content_factors", ("splits", "embeddings"), ("models/content_factors",),
                              ("content_factors", "history", "random_state")),
+    "prompt_based": Stage("46_recommenders.prompt_based", ("splits", "embeddings"), ("models/prompt_based",),
+                          ("prompt_based", "history", "random_state")),
     "quality_filter": Stage("50_recommenders.quality_filter", ("splits",), ("models/quality_filter",), ("quality_filter",)),
     "hybrid": Stage("72_recommenders.hybrid", _RECALL,
                     ("models/hybrid", "playlists.parquet"), ("hybrid", "quality_filter", "history", "random_state")),

@@ -180,7 +180,7 @@ def _saved(model: Any, module: str) -> None:
     want = fingerprint(model.recommend(user_ids=model.x.users.ids.tolist(), n=5))
     assert done.stdout.strip() == want, "the loaded model recommends something else"
 
-# %% ../nbs/06_testing.ipynb #bd55f823
+# %% ../nbs/06_testing.ipynb #d33cfe44
 def _board(make: Callable[[], Any]) -> None:
     "A collaborative model knows the checkerboard."
     model = make().fit(**checkerboard(), as_of=AS_OF)
@@ -188,18 +188,18 @@ def _board(make: Callable[[], Any]) -> None:
     right = (got[Col.USER] == got[Col.SONG]).mean()
     assert right == 1, f"only {right:.0%} of the listeners of the checkerboard get the right song"
 
-def check_recommender(make: Callable[[], Any], module: str, *, collaborative: bool = True) -> pd.DataFrame:
-    "Hold a model class to everything above; `make()` gives an unfitted model, `module` is where its class is exported."
+def check_recommender(make: Callable[[], Any], module: str, *, collaborative: bool = True, **more: Any) -> pd.DataFrame:
+    "Hold a model class to everything above; `make()` gives an unfitted model, `module` is where it is exported; `more` goes to `fit`."
     tables = toy_tables()
-    model = make().fit(**tables, as_of=AS_OF)
-    again = make().fit(**tables, as_of=AS_OF)
+    model = make().fit(**tables, **more, as_of=AS_OF)
+    again = make().fit(**tables, **more, as_of=AS_OF)
     users = model.x.users.ids.tolist()
     assert fingerprint(model.recommend(user_ids=users)) == fingerprint(again.recommend(user_ids=users)), "two fits with one seed differ"
     _lists(model, tables)
     _strangers(model, tables)
     _crowd(model, tables)
     _saved(model, module)
-    check_no_future(lambda t: make().fit(**t, as_of=AS_OF).recommend(user_ids=users), tables)
+    check_no_future(lambda t: make().fit(**t, **more, as_of=AS_OF).recommend(user_ids=users), tables)
     if collaborative:
         _board(make)
     passed = ["deterministic", "lists", "strangers", "crowd", "saved elsewhere", "no future"] + ["checkerboard"] * collaborative

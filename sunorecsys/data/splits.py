@@ -122,12 +122,12 @@ def freeze_and_split(workspace: Workspace, as_of: pd.Timestamp, config: Config, 
     write_json(out / "splits" / "split.json", facts)
     return facts
 
-# %% ../../nbs/17_data.splits.ipynb #d50a2d18
+# %% ../../nbs/17_data.splits.ipynb #16c0cfa7
 def training_tables(folder: Path, part: Literal["validation", "final"]) -> dict[str, Any]:
     "Keyword arguments for `fit` from a run's frozen tables."
     facts = read_json(folder / "splits" / "split.json")
     as_of = pd.Timestamp(facts["as_of"])
-    tables: dict[str, Any] = {p.stem: pd.read_parquet(p) for p in sorted((folder / "frozen").glob("*.parquet")) if p.stem != "users"}
+    tables: dict[str, Any] = {p.stem: pd.read_parquet(p) for p in sorted((folder / "frozen").glob("*.parquet"))}
     if part == "validation":
         train = pd.read_parquet(folder / "splits" / "parts.parquet")["part"] == TRAIN
         tables["interactions"] = tables["interactions"][train.to_numpy()].reset_index(drop=True)

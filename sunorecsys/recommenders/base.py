@@ -8,12 +8,12 @@ __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'pla
            'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal', 'unseal', 'save_model',
            'load_model', 'Recommender', 'Popularity', 'Random', 'with_yardsticks', 'fit_channels']
 
-# %% ../../nbs/40b_recommenders.base.ipynb #c1633f78
+# %% ../../nbs/40b_recommenders.base.ipynb #c975954e
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -275,7 +275,7 @@ def load_model(cls: "type[Recommender]", folder: Path) -> "Recommender":
         model._restore(dict(a))
     return model
 
-# %% ../../nbs/40b_recommenders.base.ipynb #d203c155
+# %% ../../nbs/40b_recommenders.base.ipynb #5cc1e307
 class Recommender(Hooks):
     "Base of all models; scores are comparable within one listener's list only."
     as_of: pd.Timestamp
@@ -288,12 +288,15 @@ class Recommender(Hooks):
         "Arguments that make an equal, unfitted model; JSON-able."
         return {"history": self.history.model_dump(), "random_state": self.random_state}
 
-    def fit(self, *, interactions: pd.DataFrame, songs: pd.DataFrame | None = None, song_stats: pd.DataFrame | None = None,
-            embeddings: Any = None, impressions: pd.DataFrame | None = None, as_of: pd.Timestamp) -> Self:
-        "Learn from validated tables what lies before `as_of`; `songs` (default: those played) is what can be recommended."
+    def fit(
+        self, *, interactions: pd.DataFrame, songs: pd.DataFrame | None = None, song_stats: pd.DataFrame | None = None,
+        embeddings: Any = None, impressions: pd.DataFrame | None = None, users: pd.DataFrame | None = None, as_of: pd.Timestamp,
+    ) -> Self:
+        """Learn from validated tables what lies before `as_of`; `songs` (default: those played) is what can be recommended, `users` what
+        is known of listeners."""
         as_of = pd.Timestamp(as_of)
         as_of = as_of.tz_localize("UTC") if as_of.tz is None else as_of
-        tables = {"songs": songs, "song_stats": song_stats, "embeddings": embeddings, "impressions": impressions}
+        tables = {"songs": songs, "song_stats": song_stats, "embeddings": embeddings, "impressions": impressions, "users": users}
         return self.fit_on(listen(interactions, songs, as_of, self.history), as_of, **tables)
 
     def fit_on(self, x: Listening, as_of: pd.Timestamp, **tables: Any) -> Self:
@@ -364,11 +367,14 @@ def with_yardsticks(*models: Recommender) -> dict[str, Recommender]:
         return m
     return {m.channel: m for m in (like(Random), like(Popularity), *models)}
 
-# %% ../../nbs/40b_recommenders.base.ipynb #9c1ec863
-def fit_channels(this: Run, out: Path, models: Sequence[Recommender], **tables: Any) -> dict[str, str]: # channel → why it is absent
+# %% ../../nbs/40b_recommenders.base.ipynb #0757964c
+def fit_channels(
+    this: Run, out: Path, models: Sequence[Recommender], *, parts: Sequence[Literal["validation", "final"]] = ("validation", "final"),
+    **tables: Any,
+) -> dict[str, str]: # channel → why it is absent
     "Fit models for the validation week and for the lists to be published; write `models/<channel>/<part>` below `out`."
     absent: dict[str, str] = {}
-    for part in ("validation", "final"):
+    for part in parts:
         data = training_tables(this.folder, part) | tables
         x = listen(data.pop("interactions"), data["songs"], data["as_of"], this.config.history)
         for m in models:

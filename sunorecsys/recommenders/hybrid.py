@@ -7,7 +7,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'NOT_YET', 'recall', 'passed', 'ranked', 'best
            'save_parts', 'load_parts', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words',
            'open_channels', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #a8a79616
+# %% ../../nbs/72_recommenders.hybrid.ipynb #f0b22459
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -28,17 +28,19 @@ from .content_factors import ContentFactors
 from .item_cf import ItemCF
 from .item_content_based import Content
 from .listening import bare_songs, cold_songs, write_arrays
+from .prompt_based import PromptBased
 from .quality_filter import QualityFilter, keep_best
 from .rerank import creator_codes
+from .two_tower import TwoTower
 from .user_based import UserBased
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #d611837f
+# %% ../../nbs/72_recommenders.hybrid.ipynb #1ef6192d
 CHANNELS: dict[str, type[Recommender]] = {
     "item_cf": ItemCF, "ease": ItemCF, "transitions": ItemCF, "user_based": UserBased, "content": Content,
-    "content_factors": ContentFactors}
+    "content_factors": ContentFactors, "prompt_based": PromptBased,
+    "two_tower": TwoTower}
 WEIGHTS = {name: f"{name}_weight" for name in CHANNELS} | {"user_based": "user_cf_weight"}
 NOT_YET = {
-    "two_tower": "recall: no two-tower model in this version",
     "din": "fine ranking: no click model in this version",
     "prompt": "fine ranking: no prompt similarity in this version",
     "music_flamingo": "re-ranking: not in this version",

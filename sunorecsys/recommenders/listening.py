@@ -104,11 +104,11 @@ def bare_songs(ids: Sequence[str] | pd.Index) -> pd.DataFrame:
     "A table of songs of which nothing is known but their ids: no time, so they were always there."
     return pd.DataFrame({Col.SONG: ids, Col.CREATED: pd.Series(pd.NaT, range(len(ids)), dtype="datetime64[us, UTC]")})
 
-# %% ../../nbs/40_recommenders.listening.ipynb #df0c80eb
+# %% ../../nbs/40_recommenders.listening.ipynb #bf122a63
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     "Write arrays as an npz file, atomically."
     with atomic(path) as tmp, open(tmp, "wb") as f:
-        np.savez(f, **arrays)
+        np.savez(f, allow_pickle=False, **arrays)
 
 def _csr_arrays(name: str, m: sparse.csr_matrix) -> dict[str, np.ndarray]:
     return {f"{name}.data": m.data, f"{name}.indices": m.indices, f"{name}.indptr": m.indptr, f"{name}.shape": np.array(m.shape)}
