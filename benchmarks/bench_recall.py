@@ -8,7 +8,7 @@ import pandas as pd
 from bench_channels import answers, draw
 
 from sunorecsys.codes import Candidates
-from sunorecsys.recommenders.blending import configured, rank, union
+from sunorecsys.recommenders.blending import Blend, rank, union
 from sunorecsys.recommenders.content_factors import ContentFactors
 from sunorecsys.recommenders.item_cf import ItemCF
 from sunorecsys.recommenders.item_content_based import Content
@@ -33,15 +33,15 @@ def described(ids: np.ndarray) -> pd.DataFrame:
     return bare_songs(ids).assign(**{Col.TAGS: list(tags), Col.GENRE: rng.integers(0, 20, len(ids)).astype(str)})
 
 
-def blend_rate(parts: list[Candidates], n_items: int, popularity: np.ndarray) -> float:
+def blend_rate(parts: list[Candidates], n_items: int, facts: np.ndarray) -> float:
     "Listeners per second from the channels' candidates to lists of thirty."
     start = time.perf_counter()
     for i in range(0, len(parts[0].user_idx), 2048):
         at = slice(i, i + 2048)
         block = union([Candidates(p.user_idx[at], p.item_idx[at], p.scores[at], p.channels) for p in parts])
-        blend = configured(dict.fromkeys(block.channels, 1.0), block.channels)
-        rank(block, blend, 30, popularity=popularity, stay=block.item_idx >= 0, creators=np.full(n_items, -1, np.int32), creator_cap=3,
-             cold=popularity < 1, cold_share=.1)
+        blend = Blend(block.channels, np.ones((1, 2 * len(block.channels) + facts.shape[1]), np.float32))
+        rank(block, blend, 30, facts=facts, stay=block.item_idx >= 0, creators=np.full(n_items, -1, np.int32), creator_cap=3,
+             cold=facts[:, 1] > 0, cold_share=.1)
     return len(parts[0].user_idx) / (time.perf_counter() - start)
 
 
@@ -58,7 +58,7 @@ def run(n_users: int = 20_000, n_items: int = 50_000, n_plays: int = 2_000_000) 
         models.append(model)
     parts = [m.candidates(np.arange(len(first.x.users)), K) for m in models]
     fifth = Candidates(parts[0].user_idx, np.roll(parts[0].item_idx, 1, axis=0), parts[0].scores, ("fifth",)) # somebody else's candidates
-    out["blend_listeners_per_s"] = round(blend_rate([*parts, fifth], n_items, first.x.popularity))
+    out["blend_listeners_per_s"] = round(blend_rate([*parts, fifth], n_items, first.x.facts))
     out["peak_rss_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     del models, parts, fifth, first
     some = ItemCF("ease")

@@ -89,9 +89,10 @@ def test_equal_scores_and_unfounded_candidates_teach_nothing_wrong() -> None:
     scores[..., 1] = np.nan
     truth = sparse.csr_matrix((np.ones(n, bool), (np.arange(n), np.arange(n) % 6)), shape=(n, 6))
     plain = configured({"a": 1, "b": 1}, ["a", "b"])
-    learnt = learn_blend([(Candidates(np.arange(n, dtype=np.int32), items, scores, ("a", "b")), truth, np.zeros(6, np.float32))], plain)
+    block, facts = Candidates(np.arange(n, dtype=np.int32), items, scores, ("a", "b")), np.zeros((6, 2), np.float32)
+    learnt = learn_blend([(block, truth, facts)], plain)
     assert np.isfinite(learnt.weights).all() and (learnt.weights[:, :4] >= 0).all()
-    part, bias = learnt.parts(Candidates(np.arange(n, dtype=np.int32), items, scores, ("a", "b")), np.zeros(6, np.float32))
+    part, bias = learnt.parts(block, facts)
     assert np.isfinite(part).all() and np.ptp(part.sum(-1) + bias) < 1e-5
 
 

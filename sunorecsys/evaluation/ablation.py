@@ -18,7 +18,7 @@ from ..schema import Col
 from .metrics import evaluate, paired_bootstrap
 from .protocol import Question
 
-# %% ../../nbs/79_evaluation.ablation.ipynb #767f0d98
+# %% ../../nbs/79_evaluation.ablation.ipynb #a43f5593
 def without(block: Candidates, channel: str) -> Candidates:
     "The candidates that the other channels found, in the same places; −1 where nobody else had the song."
     kept = [c for c, name in enumerate(block.channels) if name != channel]
@@ -28,20 +28,20 @@ def without(block: Candidates, channel: str) -> Candidates:
 
 def blended(taught: Lesson, fallback: Blend, n: int) -> np.ndarray: # item codes int32 [Q, n]
     "The n best of a lesson's candidates by a blend that was learnt from the other listeners of it."
-    block, _, popularity = taught
-    nobody = np.full(len(popularity), -1, np.int32)
-    return rank(block, learn_blend([taught], fallback, folds=5), n, popularity=popularity, stay=block.item_idx >= 0, creators=nobody,
+    block, _, facts = taught
+    nobody = np.full(len(facts), -1, np.int32)
+    return rank(block, learn_blend([taught], fallback, folds=5), n, facts=facts, stay=block.item_idx >= 0, creators=nobody,
                 creator_cap=n).items
 
 def ablation(hybrid: HybridRecommender, q: Question, k: int = 30) -> pd.DataFrame:
     "A row a channel: NDCG@k of all channels, of all but this one, the difference with its interval, and the songs that it alone found."
-    block, truth, popularity = lesson(hybrid, q.who, q.truth, q.barred)
-    whole = evaluate(blended((block, truth, popularity), hybrid.blend, k), truth, ks=(k,))
+    block, truth, facts = lesson(hybrid, q.who, q.truth, q.barred)
+    whole = evaluate(blended((block, truth, facts), hybrid.blend, k), truth, ks=(k,))
     rows = []
     for c, name in enumerate(block.channels if len(block.channels) > 1 else ()):
         rest = without(block, name)
         plain = configured(dict.fromkeys(rest.channels, 1.0), rest.channels)
-        less = evaluate(blended((rest, truth, popularity), plain, k), truth, ks=(k,))
+        less = evaluate(blended((rest, truth, facts), plain, k), truth, ks=(k,))
         d, low, high, p = paired_bootstrap(whole["NDCG", k].to_numpy(), less["NDCG", k].to_numpy())
         alone = np.isfinite(block.scores[..., c]) & (np.isfinite(block.scores).sum(-1) == 1)
         rows.append({"without": name, f"NDCG@{k}": less["NDCG", k].mean(), "all channels": whole["NDCG", k].mean(), "adds": d, "low": low,

@@ -53,46 +53,46 @@ def shares(weights: Mapping[str, float], channels: Sequence[str]) -> np.ndarray:
         raise ValueError(f"the weights of the channels present ({', '.join(channels)}) sum to zero")
     return w / w.sum()
 
-# %% ../../nbs/71_recommenders.blending.ipynb #e685a42e
+# %% ../../nbs/71_recommenders.blending.ipynb #4aa44fed
 @dataclass(frozen=True)
 class Blend:
-    "Weights float32 [folds, 2·C + 2]: a, b, d, e of the text above; listener u gets the row u mod folds. `n_learnt` choices taught it."
+    "Weights float32 [folds, 2·C + F]: a, b, d of the text above; listener u gets the row u mod folds. `n_learnt` choices taught it."
     channels: tuple[str, ...]
     weights: np.ndarray
     n_learnt: int = 0
 
-    def parts(self, block: Candidates, popularity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "(contribution per channel float32 [U, K, C], what popularity adds float32 [U, K])."
+    def parts(self, block: Candidates, facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "(contribution per channel float32 [U, K, C], what the facts [items, F] add float32 [U, K])."
         if block.channels != self.channels:
             raise ValueError(f"a blend of {', '.join(self.channels)} cannot blend {', '.join(block.channels)}")
-        w = self.weights[np.maximum(block.user_idx, 0) % len(self.weights)]
-        c = len(self.channels)
+        c, fold = len(self.channels), np.maximum(block.user_idx, 0) % len(self.weights)
+        w, by_fact = self.weights[fold], self.weights[:, 2 * c:]
         m = normalise(block.scores)
         part = np.where(m > 0, np.maximum(m * w[:, None, :c] + w[:, None, c:2 * c], np.float32(1e-9)), 0) # found: more than nothing
-        heard = popularity[np.maximum(block.item_idx, 0)] if len(popularity) else np.zeros(block.item_idx.shape, np.float32)
-        return part, np.log1p(heard) * w[:, 2 * c, None] + (heard == 0) * w[:, 2 * c + 1, None]
+        if not by_fact.any():
+            return part, np.zeros(block.item_idx.shape, np.float32)
+        return part, (by_fact @ facts.T)[fold[:, None], np.maximum(block.item_idx, 0)]
 
 def configured(weights: Mapping[str, float], channels: Sequence[str]) -> Blend:
     "The blend of given weights."
-    return Blend(tuple(channels), np.append(shares(weights, channels), np.zeros(len(channels) + 2))[None].astype(np.float32))
+    return Blend(tuple(channels), np.append(shares(weights, channels), np.zeros(len(channels)))[None].astype(np.float32))
 
-# %% ../../nbs/71_recommenders.blending.ipynb #b662ed10
+# %% ../../nbs/71_recommenders.blending.ipynb #aa1759c6
 LEAST = 50 # listeners with something found, below which nothing is learnt
 MOST = 4000 # listeners that teach; more would not change a dozen numbers
 
-def _choices(block: Candidates, truth: sparse.csr_matrix, popularity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    "(features float32 [N, 2·C + 2], share of the listener's choice float64 [N], first row of each listener, listener's row in the block)."
+def _choices(block: Candidates, truth: sparse.csr_matrix, facts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    "(features float32 [N, 2·C + F], share of the listener's choice float64 [N], first row of each listener, listener's row in the block)."
     there = block.item_idx >= 0
     played = there & (lookup(sparse.csr_matrix(truth, dtype=np.float32), np.arange(len(there))[:, None], np.maximum(block.item_idx, 0)) > 0)
     who = np.flatnonzero(played.any(axis=1))
     who = who if len(who) <= MOST else np.sort(np.random.default_rng(0).permutation(who)[:MOST])
     m, there, played = normalise(block.scores[who]), there[who], played[who]
-    heard = popularity[np.maximum(block.item_idx[who], 0)]
-    x = np.concatenate([m, m > 0, np.log1p(heard)[..., None], (heard == 0)[..., None]], axis=-1)[there]
+    x = np.concatenate([m, m > 0, facts[np.maximum(block.item_idx[who], 0)]], axis=-1)[there]
     share = (played / played.sum(axis=1, keepdims=True))[there]
     return x.astype(np.float32), share, np.append(0, np.cumsum(there.sum(axis=1)))[:-1], who
 
-# %% ../../nbs/71_recommenders.blending.ipynb #a81482e6
+# %% ../../nbs/71_recommenders.blending.ipynb #7ced1c0b
 def _best(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, penalty: float) -> np.ndarray: # float64 [F]
     "The weights of most likely choices."
     count = np.diff(np.append(first, len(x)))
@@ -103,12 +103,13 @@ def _best(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, 
         p = e / np.repeat(np.add.reduceat(e, first), count)
         value = -(share * np.log(np.maximum(p, 1e-300))).sum() / len(first)
         return value + penalty * (w @ w), x.T @ (p - share).astype(np.float32) / len(first) + 2 * penalty * w
-    bounds = [(0, None)] * (2 * n_channels) + [(None, None)] * 2
-    start = np.append(np.ones(n_channels), np.zeros(n_channels + 2))
+    free = x.shape[1] - 2 * n_channels
+    bounds = [(0, None)] * (2 * n_channels) + [(None, None)] * free
+    start = np.append(np.ones(n_channels), np.zeros(n_channels + free))
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x
 
-# %% ../../nbs/71_recommenders.blending.ipynb #ab581538
-Lesson = tuple[Candidates, sparse.csr_matrix, np.ndarray] # what was found, what was played (bool [U, items]), popularity
+# %% ../../nbs/71_recommenders.blending.ipynb #c3cc337d
+Lesson = tuple[Candidates, sparse.csr_matrix, np.ndarray] # what was found, what was played (bool [U, items]), facts [items, F]
 
 def learn_blend(
     lessons: Sequence[Lesson], # of channels that were fitted without what was played; the same listeners have the same codes
@@ -142,13 +143,13 @@ class Ranked:
     recalled: np.ndarray
     passed: np.ndarray
 
-# %% ../../nbs/71_recommenders.blending.ipynb #70a457df
+# %% ../../nbs/71_recommenders.blending.ipynb #4ac6d8df
 def rank(
     block: Candidates, # the union
     blend: Blend,
     n: int, # songs per list
     *,
-    popularity: np.ndarray, # float32 per item code
+    facts: np.ndarray, # float32 [items, F]
     stay: np.ndarray, # bool [U, K]: what coarse ranking let through
     creators: np.ndarray, # int32 per item code, −1 = unknown
     creator_cap: int,
@@ -156,7 +157,7 @@ def rank(
     cold_share: float = 0.0,
 ) -> Ranked:
     "Blend what stays, apply the creator cap, keep places for cold songs; fine ranking is not there yet."
-    part, bias = blend.parts(block, popularity)
+    part, bias = blend.parts(block, facts)
     score = part.sum(-1) + bias
     order, value = top_k(np.where(stay & (block.item_idx >= 0), score, -np.inf), block.item_idx.shape[1])
     there = np.maximum(order, 0)

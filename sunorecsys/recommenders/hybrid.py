@@ -46,7 +46,7 @@ NOT_YET = {
     "music_flamingo": "re-ranking: not in this version",
 }
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #f2d96745
+# %% ../../nbs/72_recommenders.hybrid.ipynb #9a151653
 def recall(model: "HybridRecommender", users: np.ndarray, history: History, exclude: sparse.csr_matrix) -> Candidates:
     "Stage 1: the union of the channels' candidates outside `exclude` (bool CSR [U, items])."
     k = model.config.n_recall
@@ -60,7 +60,7 @@ def passed(model: "HybridRecommender", block: Candidates, n: int) -> np.ndarray:
 
 def ranked(model: "HybridRecommender", block: Candidates, n: int) -> Ranked:
     "Stages 2 to 4 on the union."
-    return rank(block, model.blend, n, popularity=model.x.popularity, stay=passed(model, block, n), creators=model.creators,
+    return rank(block, model.blend, n, facts=model.x.facts, stay=passed(model, block, n), creators=model.creators,
                 creator_cap=model.config.creator_cap, cold=model.cold, cold_share=model.config.cold_share)
 
 def best_reasons(model: "HybridRecommender", users: np.ndarray, history: History, r: Ranked) -> tuple[np.ndarray, Reasons]:
@@ -87,7 +87,7 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude: sparse.csr
     parts = np.where((r.items < 0)[..., None], np.nan, r.contribution)[u, at]
     return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)})
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #b6095541
+# %% ../../nbs/72_recommenders.hybrid.ipynb #e462b5da
 def compose(
     model: "HybridRecommender", channels: dict[str, Recommender], quality: QualityFilter, creators: np.ndarray,
     blend: Blend | None = None, absent: Mapping[str, str] | None = None,
@@ -105,7 +105,7 @@ def compose(
 def lesson(model: "HybridRecommender", who: np.ndarray, truth: sparse.csr_matrix, barred: sparse.csr_matrix) -> Lesson:
     "What the listeners `who` (codes) can teach a blend by what they played, `truth` (bool CSR [Q, items])."
     history = stored_seeds(model.x, who)
-    return recall(model, who, history, exclusions(model.x, who, history, barred)), truth, model.x.popularity
+    return recall(model, who, history, exclusions(model.x, who, history, barred)), truth, model.x.facts
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #a921aa5c
 def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Path] | None = None) -> None:
