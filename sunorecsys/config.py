@@ -43,7 +43,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #66df6f8b
+# %% ../nbs/01_config.ipynb #8026920d
 class EmbeddingsConfig(_Component):
     "Vectors of audio and prompts (`embeddings.songs`)."
     encoder: str = Setting("tiny-clap", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
@@ -105,8 +105,9 @@ class TwoTowerConfig(_Component):
     loss: Literal["infonce", "bpr"] = "infonce"
     even_negatives: int = Setting(2048, ge=0, description="rivals per batch drawn evenly from the catalogue, beside those of the batch")
     hard_negatives: int = Setting(0, ge=0, le=1000, description="rivals per listener that were shown and not played")
-    dropout: float = Setting(.2, ge=0, lt=1)
-    learning_rate: float = Setting(2e-3, gt=0)
+    start: Literal["als", "random"] = Setting("als", description="where songs' own vectors begin: at the factors of ALS, or anywhere")
+    dropout: float = Setting(.4, ge=0, lt=1)
+    learning_rate: float = Setting(5e-4, gt=0, description="from a random start some 2e-3 is right")
     weight_decay: float = Setting(1e-2, ge=0)
     batch_size: int = Setting(256, ge=2)
     examples: int = Setting(200_000, ge=1, description="songs to predict per epoch, at most")

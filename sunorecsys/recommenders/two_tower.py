@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_WORDS', 'WIDTH', 'DEPTH', 'song_words', 'common_words', 'word_rows', 'Reader', 'Sequences', 'sequences', 'Batch',
-           'picked', 'draw_batch', 'Inputs', 'new_towers', 'encode_songs', 'encode_listeners', 'places_of', 'Trainer',
-           'batch_loss', 'best_places', 'user_words', 'not_played', 'sizes_of', 'trained_on', 'TwoTower', 'song_places',
-           'unit_rows', 'SongIndex', 'fit_week']
+           'picked', 'draw_batch', 'Inputs', 'new_towers', 'encode_songs', 'encode_listeners', 'places_of',
+           'start_from_als', 'Trainer', 'batch_loss', 'best_places', 'user_words', 'not_played', 'sizes_of',
+           'trained_on', 'TwoTower', 'song_places', 'unit_rows', 'SongIndex', 'fit_week']
 
-# %% ../../nbs/43c_recommenders.two_tower.ipynb #226eb3b4
+# %% ../../nbs/43c_recommenders.two_tower.ipynb #c1d23658
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from .base import MissingInput, Reasons, Recommender, fit_channels
 from .item_content_based import Vectors, centred, mean_vector, words_of
 from .listening import Listening, bare_songs
 from .training import Judged, train_network
-from .user_based import best_products, leave_out, unit
+from .user_based import als, best_products, confidence, fit_factors, leave_out, unit
 
 # %% ../../nbs/43c_recommenders.two_tower.ipynb #731da9a5
 if TYPE_CHECKING:
@@ -217,7 +217,21 @@ def places_of(songs: np.ndarray, scale: float) -> np.ndarray: # float32 [items, 
     "`Towers.places` of encoded songs."
     return np.concatenate([unit(songs[:, :-1]) * np.float32(scale), songs[:, -1:]], axis=1)
 
-# %% ../../nbs/43c_recommenders.two_tower.ipynb #49aa5f5c
+# %% ../../nbs/43c_recommenders.two_tower.ipynb #5f04b16d
+def start_from_als(net: "Towers", liked: sparse.csr_matrix, dim: int, seed: int, rest: float = .1) -> None:
+    "Songs' own vectors become the factors of ALS, of unit length; the other outputs shrink to `rest` of what they were."
+    import torch
+
+    model = als(dim, regularization=10.0)
+    fit_factors(model, confidence(liked, 1.0), 16, seed)
+    with torch.no_grad():
+        net.songs.own.weight.zero_()
+        net.songs.own.weight[1:, :-1] = torch.from_numpy(unit(model.item_factors))
+        for layer in (net.songs.out, net.listeners.out):
+            layer.weight.mul_(rest)
+            layer.bias.mul_(rest)
+
+# %% ../../nbs/43c_recommenders.two_tower.ipynb #2d41edb3
 class Trainer:
     "Towers in training; `epoch` and `judge` are what `train_network` wants."
     def __init__(self, x: Listening, inputs: Inputs, net: "Towers", shown: sparse.csr_matrix, config: TwoTowerConfig, seed: int):
@@ -229,6 +243,10 @@ class Trainer:
         able = np.flatnonzero(np.diff(full.start) > 2)
         self.judges = np.sort(rng.permutation(able)[:config.judges])
         self.s, self.last = full.without_last(self.judges)
+        self.liked = sparse.csr_matrix((np.ones(len(self.s.items), np.float32), self.s.items, self.s.start), shape=x.liked.shape)
+        self.liked.sort_indices()
+        if config.start == "als":
+            start_from_als(net, self.liked, config.dim, seed)
         self.x, self.inputs, self.config, self.shown, self.net = x, inputs, config, shown, net.to(config.device)
         self.depth = int(np.clip(len(x.items) // 20, 1, DEPTH))
         share = np.bincount(self.s.items, minlength=len(x.items)) / max(len(self.s.items), 1)
@@ -260,8 +278,7 @@ class Trainer:
         ends, first = self.s.start[self.judges + 1], self.s.start[self.judges]
         history = self.s.history(ends, first, self.config.last_n)
         who = encode_listeners(self.net, songs, history, self.inputs.user_words[self.judges], self.config.device)
-        known = sparse.csr_matrix((np.ones(len(self.s.items), bool), self.s.items, self.s.start), shape=self.x.liked.shape)[self.judges]
-        found, _ = best_places(who, places_of(songs, float(self.net.log_scale.detach().exp())), self.depth, known)
+        found, _ = best_places(who, places_of(songs, float(self.net.log_scale.detach().exp())), self.depth, self.liked[self.judges])
         return float((found == self.last[:, None]).any(axis=1).mean())
 
 # %% ../../nbs/43c_recommenders.two_tower.ipynb #d4be9343
