@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNDATED', 'GAINS', 'CELLS', 'IdMap', 'utc', 'microseconds', 'CodedLog', 'encode_log', 'strengths', 'History',
-           'pad_history', 'top_k', 'top_k_sparse', 'from_lists', 'Candidates', 'lookup']
+           'pad_history', 'top_k', 'top_k_sparse', 'from_lists', 'earlier_in_group', 'Candidates', 'lookup']
 
 # %% ../nbs/05_codes.ipynb #0d58abda
 import hashlib
@@ -202,6 +202,19 @@ def from_lists(items: np.ndarray, scores: np.ndarray, n_items: int) -> sparse.cs
     "Lists (codes [U, k], −1 = none; scores [U, k]) as a matrix; what `top_k_sparse` takes apart."
     u, at = np.nonzero(items >= 0)
     return sparse.csr_matrix((scores[u, at], (u, items[u, at])), shape=(len(items), n_items), dtype=np.float32)
+
+# %% ../nbs/05_codes.ipynb #65a27cce
+def earlier_in_group(group: np.ndarray) -> np.ndarray:
+    "int64 [U, K]: for each place, how many earlier places of its row have the same group (int [U, K]; negative = in no group, 0)."
+    order = np.argsort(group, axis=1, kind="stable")
+    g = np.take_along_axis(group, order, axis=1)
+    place = np.broadcast_to(np.arange(group.shape[1]), group.shape)
+    new = np.ones(group.shape, bool)
+    new[:, 1:] = g[:, 1:] != g[:, :-1]
+    start = np.maximum.accumulate(np.where(new, place, 0), axis=1)
+    out = np.empty(group.shape, np.int64)
+    np.put_along_axis(out, order, place - start, axis=1)
+    return np.where(group < 0, 0, out)
 
 # %% ../nbs/05_codes.ipynb #d47248f2
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANNEL_CONFIGS', 'HistoryConfig', 'SplitsConfig', 'EmbeddingsConfig', 'ItemCFConfig', 'EaseConfig',
-           'TransitionsConfig', 'ContentConfig', 'PromptBasedConfig', 'UserBasedConfig', 'TwoTowerConfig',
-           'ContentFactorsConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError', 'load_config',
+           'TransitionsConfig', 'ContentConfig', 'PromptBasedConfig', 'UserBasedConfig', 'ContentFactorsConfig',
+           'TwoTowerConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError', 'load_config',
            'changed_settings']
 
 # %% ../nbs/01_config.ipynb #b108b246
@@ -43,7 +43,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #8026920d
+# %% ../nbs/01_config.ipynb #f5cbb5d0
 class EmbeddingsConfig(_Component):
     "Vectors of audio and prompts (`embeddings.songs`)."
     encoder: str = Setting("tiny-clap", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
@@ -75,6 +75,7 @@ class TransitionsConfig(ItemCFConfig):
     shrinkage: float = Setting(5.0, ge=0, description="listeners added to those of either song")
     recency: float = Setting(5.0, ge=0, description="songs after which a seed counts half; 0: all seeds alike")
 
+# %% ../nbs/01_config.ipynb #5eea7989
 class ContentConfig(_Component):
     "Songs alike by what is said of them and how they sound (`recommenders.item_content_based`)."
     top_k_per_seed: int = Setting(200, ge=1, description="neighbours kept per song")
@@ -95,6 +96,12 @@ class UserBasedConfig(_Component):
     alpha: float = Setting(1.0, gt=0, description="confidence = 1 + alpha · strength")
     n_iterations: int = Setting(16, ge=1)
 
+class ContentFactorsConfig(UserBasedConfig):
+    "ALS with places for songs that few have played (`recommenders.content_factors`)."
+    prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
+    penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
+
+# %% ../nbs/01_config.ipynb #9b0a8335
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -116,11 +123,6 @@ class TwoTowerConfig(_Component):
     judges: int = Setting(1000, ge=0, description="listeners whose last song is held out to find the best epoch; 0: all epochs are run")
     threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
     device: str = Setting("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
-
-class ContentFactorsConfig(UserBasedConfig):
-    "ALS with places for songs that few have played (`recommenders.content_factors`)."
-    prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
-    penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
 
 CHANNEL_CONFIGS: dict[str, type[_Component]] = {
     "item_cf": ItemCFConfig, "ease": EaseConfig, "transitions": TransitionsConfig, "user_based": UserBasedConfig,

@@ -29,7 +29,7 @@ from .notebooks import notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 
-# %% ../nbs/16_stages.ipynb #573338ea
+# %% ../nbs/16_stages.ipynb #dbfefe45
 @dataclass(frozen=True)
 class Stage:
     "A step of the weekly run: its notebook, the stages it `needs`, what it writes into the run, the settings it reads."
@@ -45,7 +45,7 @@ STAGES: dict[str, Stage] = {
     "item_cf": Stage("41_recommenders.item_cf", ("splits",), ("models/item_cf", "models/ease", "models/transitions"),
                      ("item_cf", "ease", "transitions", "history", "random_state")),
     "user_based": Stage("42_recommenders.user_based", ("splits",), ("models/user_based",), ("user_based", "history", "random_state")),
-    "two_tower": Stage("43c_recommenders.two_tower", ("splits", "embeddings"), ("models/two_tower",),
+    "two_tower": Stage("47b_recommenders.two_tower", ("splits", "embeddings"), ("models/two_tower",),
                        ("two_tower", "history", "random_state")),
     "content": Stage("44_recommenders.item_content_based", ("splits", "embeddings"), ("models/content",),
                      ("content", "history", "random_state")),

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # a micro week takes seconds with these
-QUICK = "user_based:\n  n_factors: 8\n  n_iterations: 3\nhybrid:\n  n: 10\nembeddings:\n  encoder: random\n"
+QUICK = "user_based:\n  n_factors: 8\n  n_iterations: 3\nhybrid:\n  n: 10\nembeddings:\n  encoder: random\ntwo_tower:\n  epochs: 2\n"
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,18 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from sunorecsys.codes import pad_history
-from sunorecsys.recommenders.base import FORMAT, Random
+from sunorecsys.recommenders.base import FORMAT, MissingInput, Random
 from sunorecsys.recommenders.hybrid import HybridRecommender
 from sunorecsys.recommenders.item_cf import ItemCF, neighbours, shrunk_columns, strongest_seed, voters, votes
 from sunorecsys.recommenders.quality_filter import QualityFilter
+from sunorecsys.recommenders.two_tower import TwoTower
 from sunorecsys.recommenders.user_based import UserBased, als, best_products, confidence, fit_factors, fold_in, short_list, unit
 from sunorecsys.schema import Col, validate
 from sunorecsys.testing import AS_OF, fingerprint, toy_tables
 from sunorecsys.workspace import link_tree, read_json, write_json
 
 MODELS = [ItemCF, UserBased]
+ALL = [*MODELS, TwoTower]
 
 def random_strengths(n_users: int, n_items: int, density: float, seed: int) -> sparse.csr_matrix:
     m = sparse.random(n_users, n_items, density, format="csr", random_state=seed, dtype=np.float32)
@@ -33,7 +35,7 @@ def catalogue(n: int) -> pd.DataFrame:
     return validate(pd.DataFrame({Col.SONG: [f"s{i}" for i in range(n)], Col.TITLE: [f"Song {i}" for i in range(n)]}), "songs")[0]
 
 def small(cls: type, **kw):
-    return cls(**({"n_factors": 6, "n_iterations": 6} if cls is UserBased else {}) | kw)
+    return cls(**{UserBased: {"n_factors": 6, "n_iterations": 6}, TwoTower: {"dim": 8, "epochs": 2}}.get(cls, {}) | kw)
 
 def dense_similarity(liked: sparse.csr_matrix, shrinkage: float) -> np.ndarray:
     x = liked.toarray().astype(np.float64)
@@ -157,7 +159,7 @@ def test_unit_keeps_zero_rows():
 
 # --- both, at the edges
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ALL)
 def test_one_listener(cls):
     plays = table([("ana", "s0"), ("ana", "s1")])
     model = small(cls).fit(interactions=plays, songs=catalogue(4), as_of=AS_OF)
@@ -181,7 +183,7 @@ def test_listeners_with_one_play_each(cls):
     if cls is ItemCF:
         assert model.near.nnz == 0  # no two songs share a listener
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ALL)
 def test_all_strengths_equal(cls):
     plays = table([(f"u{u}", f"s{s}") for u in range(10) for s in range(8) if (u + s) % 2])
     model = small(cls).fit(interactions=plays, songs=catalogue(10), as_of=AS_OF)
@@ -189,6 +191,11 @@ def test_all_strengths_equal(cls):
     assert (got.groupby(Col.USER).size() == 6).all() and np.isfinite(got[Col.SCORE]).all()
     again = small(cls).fit(interactions=plays, songs=catalogue(10), as_of=AS_OF).recommend(user_ids=[f"u{u}" for u in range(10)], n=6)
     pd.testing.assert_frame_equal(got, again)
+
+def test_a_network_needs_somebody_with_two_songs():
+    for plays in ([], [("u0", "s0")], [(f"u{i}", f"s{i % 3}") for i in range(12)]):
+        with pytest.raises(MissingInput, match="listeners who like two songs or more"):
+            small(TwoTower).fit(interactions=table(plays), songs=catalogue(5), as_of=AS_OF)
 
 @pytest.mark.parametrize("cls", MODELS)
 def test_empty_log(cls, tmp_path):
@@ -201,7 +208,7 @@ def test_empty_log(cls, tmp_path):
     model.save(tmp_path / "m")
     pd.testing.assert_frame_equal(cls.load(tmp_path / "m").recommend("zoe", n=2), got)
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ALL)
 def test_songs_without_plays_are_nobodys_candidates(cls):
     liked = random_strengths(30, 20, .3, 0)
     u, i = liked.nonzero()
@@ -212,7 +219,7 @@ def test_songs_without_plays_are_nobodys_candidates(cls):
     assert set(c.item_idx[c.item_idx >= 0]) <= set(played)
     assert len(model.similar(["s39"], 5)) == 0
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ALL)
 def test_a_listener_with_100k_plays(cls):
     rng = np.random.default_rng(0)
     n = 2000
@@ -227,7 +234,7 @@ def test_a_listener_with_100k_plays(cls):
     assert (c.item_idx[1:] >= 0).all()
     assert np.isfinite(c.scores[1:]).all()
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ALL)
 def test_any_company_any_order(cls):
     tables = toy_tables(n_users=300, n_songs=120, n_plays=6000)
     model = small(cls).fit(**tables, as_of=AS_OF)
@@ -239,7 +246,7 @@ def test_any_company_any_order(cls):
         np.testing.assert_array_equal(got.item_idx, all_.item_idx[some])
         np.testing.assert_array_equal(got.scores, all_.scores[some])
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ALL)
 def test_saved_and_loaded_is_the_same_to_the_bit(cls, tmp_path):
     model = small(cls).fit(**toy_tables(), as_of=AS_OF)
     model.save(tmp_path / "m")
@@ -302,14 +309,15 @@ def test_a_constructor_refuses_what_a_configuration_may_not_say(cls, settings):
 def saved(tmp_path_factory):
     "A folder with one saved model of every class."
     tables, folder = toy_tables(), tmp_path_factory.mktemp("saved")
-    hybrid = HybridRecommender(user_based={"n_factors": 4, "n_iterations": 2}, n_recall=20).fit(**tables, as_of=AS_OF)
+    small = {"user_based": {"n_factors": 4, "n_iterations": 2}, "two_tower": {"dim": 8, "epochs": 2}}
+    hybrid = HybridRecommender(**small, n_recall=20).fit(**tables, as_of=AS_OF)
     hybrid.save(folder / "HybridRecommender")
     hybrid.quality.save(folder / "QualityFilter")
     for m in hybrid.channels.values():
         m.save(folder / type(m).__name__)
     return folder
 
-CLASSES = [ItemCF, UserBased, QualityFilter, HybridRecommender]
+CLASSES = [ItemCF, UserBased, TwoTower, QualityFilter, HybridRecommender]
 
 @pytest.mark.parametrize("found", [None, 1, "2", 99])
 @pytest.mark.parametrize("cls", CLASSES)

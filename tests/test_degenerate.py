@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from sunorecsys.recommenders.hybrid import HybridRecommender, served, served_in_words
+from sunorecsys.recommenders.hybrid import CHANNELS, HybridRecommender, served, served_in_words
 from sunorecsys.schema import Col, validate
 from sunorecsys.stages import STAGES, Run, open_run, stage_cells
 from sunorecsys.weekly import run_week
@@ -141,10 +141,11 @@ def test_a_whole_run_where_everybody_has_played_everything(workspace: Callable[.
 
 
 def test_channels_of_a_run_lie_on_the_disk_once_and_a_copied_hybrid_loads(micro: Path, tmp_path: Path) -> None:
-    for stage in ("splits", "embeddings", "item_cf", "user_based", "content", "content_factors", "quality_filter", "hybrid"):
-        run_cells(micro, stage)
+    for stage in STAGES:
+        if stage != "report":
+            run_cells(micro, stage)
     models = open_run(micro, week=WEEK).folder / "models"
-    for name in ("item_cf", "ease", "transitions", "user_based", "content", "content_factors"):
+    for name in CHANNELS:
         for p in (models / name / "final").iterdir():
             assert p.samefile(models / "hybrid/final/channels" / name / p.name)
     alone = shutil.copytree(models / "hybrid/final", tmp_path / "alone")

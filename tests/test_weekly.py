@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
-from sunorecsys.cli import Format, render
+from sunorecsys.cli import Format, app, render
 from sunorecsys.evaluation.report import quality_by_week
 from sunorecsys.notebooks import NotebookError, execute, notebooks_folder, read_notebook, write_notebook
+from sunorecsys.recommenders.two_tower import TwoTower
 from sunorecsys.schema import Col
 from sunorecsys.stages import STAGES
 from sunorecsys.testing import fingerprint
@@ -51,7 +54,7 @@ def test_a_week_and_its_backtest(published: Path) -> None:
     metrics = json.loads((done.run.folder / "metrics.json").read_text())
     models = {r["model"] for r in metrics["rows"] if r["part"] == "validation"}
     assert {"random", "popularity", "item_cf", "user_based", "hybrid", "informed ceiling", "oracle"} <= models
-    assert metrics["sources"] == {"sample": True} and "two_tower" in metrics["absent"]
+    assert metrics["sources"] == {"sample": True} and "music_flamingo" in metrics["absent"]
     report = done.report.read_text()
     assert "Simulated listening" in report and report.count("data:image/png") >= 2
 
@@ -125,9 +128,20 @@ def test_m3u_lists_files_with_seconds_and_titles() -> None:
     assert said.splitlines() == ["#EXTM3U", "#EXTINF:61,One line", "1.flac", "#EXTINF:3,s3", "3.flac"]
 
 
+def test_one_channel_is_trained_alone_and_goes_on(published: Path) -> None:
+    def train(*settings: str) -> Result:
+        return CliRunner().invoke(app, ["train", "two_tower", "-w", str(published), *(x for s in settings for x in ("--set", s))])
+    first, more = train("two_tower.epochs=1"), train("two_tower.epochs=2", "two_tower.patience=9")
+    assert "1 epochs; the best is 1" in first.output and "2 epochs, going on from epoch 1" in more.output, more.output
+    folder = published / "training" / "two_tower"
+    assert {"checkpoint", "tensorboard", "model", "curve.png"} <= {p.name for p in folder.iterdir()}
+    assert "popularity" in more.output and len(TwoTower.load(folder / "model").recommend("u000001", n=5)) == 5
+    assert "holds another training" in str(train("two_tower.dim=4").exception)
+
+
 def test_help_of_every_command() -> None:
     listed = sh("--help").stdout
-    for command in ("sample", "ingest", "weekly", "replay", "recommend", "status"):
+    for command in ("sample", "ingest", "weekly", "replay", "recommend", "status", "train", "bench"):
         assert command in listed and "--help" in sh(command, "--help").stdout
 
 

@@ -7,7 +7,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'NOT_YET', 'recall', 'passed', 'ranked', 'best
            'save_parts', 'load_parts', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words',
            'open_channels', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #f0b22459
+# %% ../../nbs/72_recommenders.hybrid.ipynb #6a23b2df
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,10 +27,9 @@ from .blending import Blend, Lesson, Ranked, configured, learn_blend, rank, unio
 from .content_factors import ContentFactors
 from .item_cf import ItemCF
 from .item_content_based import Content
-from .listening import bare_songs, cold_songs, write_arrays
+from .listening import bare_songs, cold_songs, creator_codes, write_arrays
 from .prompt_based import PromptBased
 from .quality_filter import QualityFilter, keep_best
-from .rerank import creator_codes
 from .two_tower import TwoTower
 from .user_based import UserBased
 

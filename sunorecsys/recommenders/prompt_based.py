@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['prompt_words', 'same_idea', 'PromptBased']
 
-# %% ../../nbs/46_recommenders.prompt_based.ipynb #94da7512
+# %% ../../nbs/46_recommenders.prompt_based.ipynb #3582fa8b
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +14,13 @@ import pandas as pd
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from ..codes import History, IdMap
+from ..codes import History, IdMap, earlier_in_group
 from ..config import HistoryConfig, PromptBasedConfig
 from ..schema import Col
 from .base import MissingInput
 from .item_cf import SeedVotes, votes
 from .item_content_based import Vectors, centred, content_neighbours
-from .rerank import creator_codes, earlier_in_group
+from .listening import creator_codes
 
 # %% ../../nbs/46_recommenders.prompt_based.ipynb #7f700e44
 def prompt_words(songs: pd.DataFrame | None, items: IdMap) -> sparse.csr_matrix: # float32 (items, words): 1 where the prompt has it

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../../nbs/43b_recommenders.towers.ipynb #de076cd4
+# %% ../../nbs/43b_recommenders.towers.ipynb #d4a088cf
 def bag(table: nn.Embedding, words: torch.Tensor) -> torch.Tensor: # (n, width)
     "Sum of the vectors of words (int64 (n, W), 0 = none) over the root of their number; zeros for no words."
     return table(words).sum(1) / (words > 0).sum(1, keepdim=True).clamp(min=1).sqrt()
@@ -29,6 +29,7 @@ class SongTower(nn.Module):
                 table.weight.mul_(.1)
 
     def forward(self, vectors: torch.Tensor, words: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        "Songs as vector and bias."
         read = F.dropout(vectors, self.dropout, self.training)
         h = F.gelu(self.vectors(read) + bag(self.words, words))
         content = self.out(F.dropout(h, self.dropout, self.training))
@@ -36,7 +37,7 @@ class SongTower(nn.Module):
             own = own * (torch.rand(len(own)) >= self.dropout)
         return content + self.own(own)
 
-# %% ../../nbs/43b_recommenders.towers.ipynb #2135d907
+# %% ../../nbs/43b_recommenders.towers.ipynb #4fe61d8b
 class ListenerTower(nn.Module):
     "(songs (n, L, dim), there bool (n, L), words int64 (n, W)) → float32 (n, dim), unit length; newest song last."
     def __init__(self, dim: int, heads: int, length: int, n_words: int, hidden: int, dropout: float):
@@ -47,6 +48,7 @@ class ListenerTower(nn.Module):
         self.inside, self.out = nn.Linear((heads + 1) * dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, songs: torch.Tensor, there: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        "Listeners as unit vectors."
         on = there[..., None]
         mean = (songs * on).sum(1) / on.sum(1).clamp(min=1)
         pooled = mean

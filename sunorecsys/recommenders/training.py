@@ -70,7 +70,7 @@ def read_checkpoint(folder: Path, key: str, network: "torch.nn.Module", optimize
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state | {"best_weights": part("best")}
 
-# %% ../../nbs/43_recommenders.training.ipynb #2b41814c
+# %% ../../nbs/43_recommenders.training.ipynb #c343326e
 def _copied(network: "torch.nn.Module") -> dict[str, Any]:
     return {k: v.detach().clone() for k, v in network.state_dict().items()}
 
@@ -91,6 +91,7 @@ def _board(folder: Path | None, first: int) -> Iterator[Callable[[dict[str, floa
                 board.add_scalar(name, row[name], int(row["epoch"]))
         yield write
 
+# %% ../../nbs/43_recommenders.training.ipynb #33318c68
 def one_epoch(
     network: "torch.nn.Module", epoch: Callable[[np.random.Generator], float], judge: Callable[[], float] | None, seed: int, at: int,
     desc: str,
