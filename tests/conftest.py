@@ -10,7 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # a micro week takes seconds with these
-QUICK = "user_based:\n  n_factors: 8\n  n_iterations: 3\nhybrid:\n  n: 10\nembeddings:\n  encoder: random\ntwo_tower:\n  epochs: 2\n"
+QUICK = ("user_based:\n  n_factors: 8\n  n_iterations: 3\nhybrid:\n  n: 10\nembeddings:\n  encoder: random\n"
+         "two_tower:\n  epochs: 1\n  judges: 50\n")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ REAL = Path(os.environ.get("SUNORECSYS_REAL_DATA", Path(__file__).resolve().pare
 @pytest.fixture
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """One setting per channel, one round: the tests are about edges."""
-    monkeypatch.setattr(acc, "GRID", {"user_based": [{"n_factors": 8}], "content_factors": [{"n_factors": 8}]})
+    factors = [{"n_factors": 8}]
+    monkeypatch.setattr(acc, "GRID", {"user_based": factors, "content_factors": factors, "two_tower": [{"epochs": 1}]})
     monkeypatch.setattr(acc, "ROUNDS", 1)
 
 

@@ -6,10 +6,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import scipy.stats
+import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
 
 from sunorecsys.evaluation import metrics as m
+from sunorecsys.evaluation import predictions as pr
 
 budget = settings(max_examples=150, deadline=None)
 
@@ -253,3 +257,51 @@ def test_coverage_refuses_unknown_codes():
     with pytest.raises(ValueError, match="codes run from 0 to 3"):
         m.coverage(np.array([[4]]), 4)
     assert math.isnan(m.coverage(np.empty((0, 3), int), 0)) and math.isnan(m.gini(np.empty((0, 3), int), 0))
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), max_size=60))
+@budget
+def test_auc_and_gauc_equal_scikit_learn(rows):
+    p, y, user = (np.array([r[i] for r in rows], float if i == 0 else int) for i in range(3))
+    if 0 < y.sum() < len(y):
+        assert pr.auc(p / 4, y) == pytest.approx(roc_auc_score(y, p), abs=1e-12)
+    else:
+        assert math.isnan(pr.auc(p / 4, y))
+    able = [u for u in np.unique(user) if 0 < y[user == u].sum() < (user == u).sum()]
+    each = [(roc_auc_score(y[user == u], p[user == u]), (user == u).sum()) for u in able]
+    want = np.average([a for a, _ in each], weights=[n for _, n in each]) if each else np.nan
+    np.testing.assert_allclose(pr.gauc(p / 4, y, user), want, atol=1e-12)
+
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_equal_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    p = rng.random(500)
+    y = (rng.random(500) < p**2).astype(int)
+    assert pr.log_loss(p, y) == pytest.approx(sk.log_loss(y, p))
+    said, at = (p >= .4).astype(int), pr.at_threshold(p, y, .4)
+    assert at == pytest.approx({"accuracy": sk.accuracy_score(y, said), "precision": sk.precision_score(y, said),
+                                "recall": sk.recall_score(y, said), "f1": sk.f1_score(y, said)})
+    bins = [np.abs(p[b].mean() - y[b].mean()) * b.mean() for b in (np.floor(p * 15) == i for i in range(15)) if b.any()]
+    assert pr.ece(p, y) == pytest.approx(sum(bins))
+    clicked, predicted = calibration_curve(y, p, n_bins=15)
+    table = pr.reliability(p, y)
+    np.testing.assert_allclose(table[["predicted", "clicked"]], np.c_[predicted, clicked], atol=1e-12)
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_ndcg_and_map_equal_scikit_learn(k):
+    rng = np.random.default_rng(k)
+    scores, rel = rng.random((40, 12)), rng.random((40, 12)) < .3
+    rel[~rel.any(axis=1), 0] = True
+    got = m.evaluate(np.argsort(-scores, axis=1), sp.csr_array(rel), ks=(k,))
+    for u in range(40):
+        assert got["NDCG", k][u] == pytest.approx(sk.ndcg_score(rel[u:u + 1], scores[u:u + 1], k=k))
+    if k == 12:
+        np.testing.assert_allclose(got["MAP", k], [sk.average_precision_score(r, s) for r, s in zip(rel, scores, strict=True)])
+
+def test_pooled_bootstrap_is_the_bootstrap_of_each_data_set():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(.05, 1, 300), rng.normal(.3, .5, 50)
+    d, low, high, p = m.pooled_bootstrap([(a, np.zeros(300)), (b, np.zeros(50))])
+    assert d == pytest.approx(np.r_[a, b].mean())
+    se = math.sqrt(300 * a.var() + 50 * b.var()) / 350
+    assert (high - low) / 2 == pytest.approx(1.96 * se, rel=.05) and 0 <= p <= 1
+    assert m.paired_bootstrap(a, np.zeros(300)) == m.pooled_bootstrap([(a, np.zeros(300))])

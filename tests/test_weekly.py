@@ -155,7 +155,8 @@ def test_same_seed_same_playlists(micro: Path, tmp_path: Path) -> None:
 def test_every_listener_of_lastfm_gets_thirty_artists(tmp_path: Path) -> None:
     w = tmp_path / "w"
     assert sh("ingest", "lastfm-2k", REAL / "lastfm-2k", "-w", w).returncode == 0
-    quick = ["--set", "user_based.n_iterations=4", "--set", "ease.max_songs=5000"]
+    quick = ["--set", "user_based.n_iterations=4", "--set", "ease.max_songs=5000", "--set", "two_tower.examples=5000", "--set",
+             "two_tower.epochs=1"]
     assert sh("weekly", "-w", w, "--log-level", "ERROR", *quick).returncode == 0
     run = Workspace(w).published()
     lists = pd.read_parquet(run / "playlists.parquet")
@@ -175,7 +176,8 @@ def test_real_songs_with_simulated_listeners(tmp_path: Path) -> None:
     """Their audio lies at addresses; here nobody answers there, and the week is made all the same."""
     w, nowhere = tmp_path / "w", os.environ | {"https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     assert sh("ingest", "suno", REAL / "suno" / "songs.json", "-w", w, "--simulate-listeners", 100).returncode == 0
-    assert sh("weekly", "-w", w, "--log-level", "ERROR", "--set", "embeddings.encoder=mfcc", env=nowhere).returncode == 0
+    assert sh("weekly", "-w", w, "--log-level", "ERROR", "--set", "embeddings.encoder=mfcc", "--set", "two_tower.epochs=1",
+              env=nowhere).returncode == 0
     run = Workspace(w).published()
     lists = pd.read_parquet(run / "playlists.parquet")
     assert (lists.groupby("user_id").size() == 30).all() and lists["user_id"].nunique() > 90

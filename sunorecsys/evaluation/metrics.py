@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'hits', 'hit_rate', 'precision', 'recall', 'mrr', 'ndcg', 'average_precision', 'PerListener', 'evaluate',
-           'Interval', 'mean_interval', 'bootstrap_interval', 'paired_difference', 'paired_bootstrap', 'summarise',
-           'coverage', 'gini']
+           'Interval', 'mean_interval', 'bootstrap_interval', 'paired_difference', 'pooled_bootstrap',
+           'paired_bootstrap', 'wilcoxon', 'holm', 'summarise', 'coverage', 'gini']
 
-# %% ../../nbs/20_evaluation.metrics.ipynb #a8135754
+# %% ../../nbs/20_evaluation.metrics.ipynb #e1767e07
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import scipy.stats
 from scipy.special import stdtrit
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #b6061896
@@ -210,18 +211,47 @@ def paired_difference(
         raise ValueError("not the same listeners: the two index differ, or their order")
     return mean_interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), confidence)
 
-# %% ../../nbs/20_evaluation.metrics.ipynb #f7442ae2
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, n_resamples: int = 10_000, random_state: int = 0) -> tuple[float, float, float, float]:
-    "(mean difference a − b, low, high, two-sided p) over the same listeners; NaN for none."
-    d = np.asarray(a, float) - np.asarray(b, float)
-    if not len(d):
-        return np.nan, np.nan, np.nan, np.nan
+# %% ../../nbs/20_evaluation.metrics.ipynb #8d7e3eed
+def _resampled_sums(d: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray: # float64 [n_resamples]
+    "Sums of the differences of as many listeners, drawn with replacement; equal differences are counted, a block at a time."
     values, count = np.unique(d, return_counts=True)
-    rng = np.random.default_rng(random_state)
-    means = rng.multinomial(len(d), count / len(d), size=n_resamples) @ values / len(d)
+    step = max(1, 2**22 // len(values))
+    sizes = [min(step, n_resamples - i) for i in range(0, n_resamples, step)]
+    return np.concatenate([rng.multinomial(len(d), count / len(d), size=n) @ values for n in sizes])
+
+def pooled_bootstrap(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], n_resamples: int = 10_000, random_state: int = 0
+) -> tuple[float, float, float, float]:
+    "(mean difference a − b, low, high, two-sided p) over the listeners of several data sets, each resampled by itself; NaN for none."
+    each = [np.asarray(a, float) - np.asarray(b, float) for a, b in pairs]
+    each = [d for d in each if len(d)]
+    if not each:
+        return np.nan, np.nan, np.nan, np.nan
+    rng, n = np.random.default_rng(random_state), sum(map(len, each))
+    means = sum(_resampled_sums(d, n_resamples, rng) for d in each) / n
     low, high = np.quantile(means, [.025, .975])
     p = 2 * min((means <= 0).mean(), (means >= 0).mean())
-    return float(d.mean()), float(low), float(high), float(min(p, 1))
+    return float(sum(d.sum() for d in each) / n), float(low), float(high), float(min(p, 1))
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, n_resamples: int = 10_000, random_state: int = 0) -> tuple[float, float, float, float]:
+    "(mean difference a − b, low, high, two-sided p) over the same listeners; NaN for none."
+    return pooled_bootstrap([(a, b)], n_resamples, random_state)
+
+# %% ../../nbs/20_evaluation.metrics.ipynb #19171541
+def wilcoxon(a: np.ndarray, b: np.ndarray) -> float:
+    "Two-sided p that a and b, one value each per listener, differ (Wilcoxon 1945); 1 when they never do, NaN for no listeners."
+    d = np.asarray(a, float) - np.asarray(b, float)
+    if not len(d):
+        return np.nan
+    return float(scipy.stats.wilcoxon(d, method="asymptotic").pvalue) if d.any() else 1.0
+
+def holm(p: Sequence[float]) -> np.ndarray: # float64, in the same order
+    "Adjusted p values: none below .05 is wrong in 95 of 100 families of comparisons (Holm 1979)."
+    x = np.asarray(p, float)
+    order = np.argsort(x, kind="stable")
+    out = np.empty(len(x))
+    out[order] = np.minimum(np.maximum.accumulate(x[order] * np.arange(len(x), 0, -1)), 1)
+    return out
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #2f018627
 def summarise(
