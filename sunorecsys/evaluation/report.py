@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'as_block', 'simulated_yardsticks', 'after_each_stage', 
            'write_metrics', 'report_week', 'where_from', 'headline', 'one_list', 'quality_by_week', 'plot_weeks',
            'save_weeks']
 
-# %% ../../nbs/80_evaluation.report.ipynb #4a64aa4c
+# %% ../../nbs/80_evaluation.report.ipynb #d27dfbe3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from ..config import Config, changed_settings
 from ..data.sample import listening_sources
 from ..data.simulate import load_truth
 from ..data.splits import training_tables
+from ..embeddings.songs import open_vectors
 from ..recommenders.base import with_yardsticks
 from ..recommenders.hybrid import HybridRecommender, compose, served, served_in_words
-from ..recommenders.item_content_based import shuffled
+from ..recommenders.item_content_based import centred, shuffled
 from ..schema import Col
 from ..stages import Run
 from ..workspace import WEEK, Workspace, atomic, boundary, read_json, week_name, write_json
 from .ablation import ablation, genre_popularity, only_songs
 from .ceiling import informed_ceiling, oracle_scores
+from .lists import beyond_accuracy
 from .metrics import coverage, gini
 from .protocol import KS, Question, answers, asked, question, score_lists
 
@@ -123,7 +125,7 @@ def exposure(lists: dict[str, np.ndarray], n_items: int, fresh: np.ndarray) -> p
                       "fresh": float(fresh[shown].mean()) if len(shown) else 0.0, "length": float((block >= 0).sum() / max(len(block), 1))}
     return pd.DataFrame(rows).T.round(4)
 
-# %% ../../nbs/80_evaluation.report.ipynb #987fa6a8
+# %% ../../nbs/80_evaluation.report.ipynb #c3a7ab80
 def write_metrics(
     this: Run, out: Path, hybrid: HybridRecommender, table: pd.DataFrame, shown: pd.DataFrame, each: pd.DataFrame
 ) -> dict[str, Any]:
@@ -138,12 +140,12 @@ def write_metrics(
         "served": served(this.folder),
         "playlists": {"listeners": int(lists[Col.USER].nunique()), "songs": len(lists),
                       "by_channel": lists[Col.CHANNEL].value_counts(normalize=True).round(4).to_dict()},
-        "rows": table.to_dict("records"), "exposure": shown.to_dict("index"),
+        "rows": table.to_dict("records"), "exposure": shown.astype(object).where(shown.notna(), None).to_dict("index"),
         "ablation": each.reset_index().to_dict("records")}
     write_json(out / "metrics.json", value)
     return value
 
-# %% ../../nbs/80_evaluation.report.ipynb #a3799416
+# %% ../../nbs/80_evaluation.report.ipynb #1885381c
 def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     "The stage: (facts, tidy table of all rows, exposure of the validation lists); writes `metrics.json` below `out`."
     table, lists, q, hybrid = validation(this, ks)
@@ -151,7 +153,10 @@ def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str,
     table = pd.concat([t for t in (table, old, cold_part(this, hybrid, q, ks)) if t is not None and len(t)], ignore_index=True)
     songs = pd.read_parquet(this.folder / "frozen" / "songs.parquet").set_index(Col.SONG)[Col.CREATED].reindex(hybrid.x.items.ids)
     fresh = (songs >= hybrid.as_of - WEEK).to_numpy()
-    shown = exposure(lists, len(hybrid.x.items), fresh)
+    stores = open_vectors(this.folder, this.workspace.embeddings)
+    sound = centred(stores["audio"], hybrid.x.items) if "audio" in stores else None
+    more = beyond_accuracy(lists, q.who, hybrid.x.seen, hybrid.x.popularity.astype(float), relevant=q.truth, vectors=sound)
+    shown = exposure(lists, len(hybrid.x.items), fresh).join(more.round(4))
     return write_metrics(this, out, hybrid, table, shown, ablation(hybrid, q, max(ks))), table, shown
 
 PROTOCOLS = {"time": "fitted without the last week, asked for what was played for the first time in it",

@@ -92,7 +92,7 @@ def _choices(block: Candidates, truth: sparse.csr_matrix, facts: np.ndarray) -> 
     share = (played / played.sum(axis=1, keepdims=True))[there]
     return x.astype(np.float32), share, np.append(0, np.cumsum(there.sum(axis=1)))[:-1], who
 
-# %% ../../nbs/71_recommenders.blending.ipynb #7ced1c0b
+# %% ../../nbs/71_recommenders.blending.ipynb #98a985d7
 def _best(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, penalty: float) -> np.ndarray: # float64 [F]
     "The weights of most likely choices."
     count = np.diff(np.append(first, len(x)))
@@ -106,7 +106,7 @@ def _best(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, 
     free = x.shape[1] - 2 * n_channels
     bounds = [(0, None)] * (2 * n_channels) + [(None, None)] * free
     start = np.append(np.ones(n_channels), np.zeros(n_channels + free))
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-6}).x
 
 # %% ../../nbs/71_recommenders.blending.ipynb #c3cc337d
 Lesson = tuple[Candidates, sparse.csr_matrix, np.ndarray] # what was found, what was played (bool [U, items]), facts [items, F]
