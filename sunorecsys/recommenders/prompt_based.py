@@ -46,7 +46,7 @@ def same_idea(words: sparse.csr_matrix, near: sparse.csr_matrix, duplicate: floa
     group = connected_components(graph, directed=False)[1]
     return np.where(np.bincount(group)[group] > 1, group, -1).astype(np.int32)
 
-# %% ../../nbs/46_recommenders.prompt_based.ipynb #14a5b974
+# %% ../../nbs/46_recommenders.prompt_based.ipynb #dce08bff
 class PromptBased(SeedVotes):
     "Recall by the vectors of prompts (`embeddings[\"text\"]`); `settings` are those of `config.PromptBasedConfig`."
     channel = "prompt_based"
@@ -66,6 +66,7 @@ class PromptBased(SeedVotes):
             raise MissingInput("prompt_based needs the vectors of prompts: an encoder that knows text, and songs with prompts")
         no_words = sparse.csr_matrix((len(items), 1), dtype=np.float32)
         near = content_neighbours(no_words, [centred(embeddings["text"], items)], c.top_k_per_seed)
+        near.data *= 2 # the mean with the likeness of no words is half of the cosine
         self.group = same_idea(prompt_words(songs, items), near, c.duplicate)
         if not c.same_creator:
             creator, row = creator_codes(songs, items), np.repeat(np.arange(len(items)), np.diff(near.indptr))
