@@ -6,9 +6,9 @@
 __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'plain_reasons', 'long_table', 'unseen_popular',
            'fill', 'Query', 'stored_seeds', 'given_history', 'ask', 'exclusions', 'MissingInput', 'Hooks',
            'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal', 'unseal', 'save_model',
-           'load_model', 'Recommender', 'Popularity', 'Random', 'with_yardsticks', 'fit_channels']
+           'load_model', 'Recommender', 'Configured', 'Popularity', 'Random', 'with_yardsticks', 'fit_channels']
 
-# %% ../../nbs/40b_recommenders.base.ipynb #c975954e
+# %% ../../nbs/40b_recommenders.base.ipynb #1faf1ce7
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 from scipy import sparse
 
 from ..codes import Candidates, History, IdMap, encode_log, strengths, top_k
@@ -333,6 +334,20 @@ class Recommender(Hooks):
     def load(cls, folder: Path | str) -> Self:
         "Read a saved model; it recommends exactly as before."
         return load_model(cls, Path(folder))
+
+# %% ../../nbs/40b_recommenders.base.ipynb #834e7b6b
+class Configured(Recommender):
+    "A model whose settings are a component of the configuration, `defaults`."
+    defaults: ClassVar[type[BaseModel]]
+    config: Any
+
+    def __init__(self, *, history: HistoryConfig | None = None, random_state: int = 0, **settings: Any):
+        super().__init__(history=history, random_state=random_state)
+        self.config = self.defaults(**settings)
+
+    def params(self) -> dict[str, Any]:
+        "Arguments that make an equal, unfitted model; JSON-able."
+        return super().params() | self.config.model_dump()
 
 # %% ../../nbs/40b_recommenders.base.ipynb #593846e4
 class Popularity(Recommender):

@@ -6,7 +6,7 @@
 __all__ = ['VETO', 'TOGETHER', 'PAIRS', 'METHODS', 'shrunk_columns', 'neighbours', 'faded', 'voters', 'votes', 'strongest_seed',
            'SeedVotes', 'ItemCF', 'fit_week']
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #a416e727
+# %% ../../nbs/41_recommenders.item_cf.ipynb #06618b68
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +19,7 @@ from scipy import sparse
 from ..codes import History, from_lists, lookup, top_k_sparse
 from ..config import EaseConfig, HistoryConfig, ItemCFConfig, TransitionsConfig
 from ..stages import Run
-from .base import MissingInput, Reasons, Recommender, fit_channels
+from .base import Configured, MissingInput, Reasons, fit_channels
 from .neighbours import ease, transitions, weighted
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #4fbdf76b
@@ -106,10 +106,9 @@ def _parts(m: sparse.csr_matrix) -> dict[str, np.ndarray]:
 def _from_parts(a: dict[str, np.ndarray], n: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((a["data"], a["indices"], a["indptr"]), shape=(n, n))
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #9f96a5ea
-class SeedVotes(Recommender):
-    "Base of the channels in which a listener's seeds vote for their neighbours."
-    config: Any # with `recency`, songs after which a seed counts half
+# %% ../../nbs/41_recommenders.item_cf.ipynb #69bcd435
+class SeedVotes(Configured):
+    "Base of the channels in which a listener's seeds vote for their neighbours; `config` has a `recency`."
     near: sparse.csr_matrix # (items, items); `by` are its voters
 
     def _seeds(self, history: History) -> History:
@@ -135,7 +134,7 @@ class SeedVotes(Recommender):
         "Take a matrix of neighbours, float32 (items, items): row = seed."
         self.near, self.by = near, voters(near)
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #29f97f74
+# %% ../../nbs/41_recommenders.item_cf.ipynb #6d08ac97
 METHODS: dict[str, tuple[str, type[ItemCFConfig]]] = { # method → (channel, where its defaults are)
     "cosine": ("item_cf", ItemCFConfig), "bm25": ("item_cf", ItemCFConfig), "tfidf": ("item_cf", ItemCFConfig),
     "ease": ("ease", EaseConfig), "transitions": ("transitions", TransitionsConfig)}
@@ -143,15 +142,10 @@ METHODS: dict[str, tuple[str, type[ItemCFConfig]]] = { # method → (channel, wh
 class ItemCF(SeedVotes):
     "Item-to-item collaborative filtering; `settings` are those of `config.ItemCFConfig`, with the defaults of the method."
     def __init__(self, method: str = "cosine", *, history: HistoryConfig | None = None, random_state: int = 0, **settings: Any):
-        super().__init__(history=history, random_state=random_state)
         if method not in METHODS:
             raise ValueError(f"no method {method!r}; known: {', '.join(METHODS)}")
-        self.channel, defaults = METHODS[method]
-        self.config = defaults(method=method, **settings)
-
-    def params(self) -> dict[str, Any]:
-        "Arguments that make an equal, unfitted model; JSON-able."
-        return super().params() | self.config.model_dump()
+        self.channel, self.defaults = METHODS[method]
+        super().__init__(history=history, random_state=random_state, method=method, **settings)
 
     def _fit(self, **tables: Any) -> None:
         c, x = self.config, self.x

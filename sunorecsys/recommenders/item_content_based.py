@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['words_of', 'word_matrix', 'Vectors', 'mean_vector', 'centred', 'content_neighbours', 'Content', 'shuffled']
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #5436d5ac
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #df02e80b
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..codes import IdMap, from_lists, top_k
-from ..config import ContentConfig, HistoryConfig
+from ..config import ContentConfig
 from ..schema import Col
 from .base import MissingInput
 from .item_cf import SeedVotes
@@ -47,57 +47,51 @@ def word_matrix(songs: pd.DataFrame, items: IdMap) -> sparse.csr_matrix: # float
     norm = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
     return sparse.csr_matrix(sparse.diags(np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)) @ x, dtype=np.float32)
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #1e5741fd
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #44a0cbe7
 class Vectors(Protocol):
     "Anything with the `vectors` of an `EmbeddingStore`."
     def vectors(self, song_ids: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "(float32 [n, d], bool [n]: True where the song has none)."
 
+def _mean(v: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    return v[~missing].mean(axis=0) if not missing.all() else np.zeros(v.shape[1], np.float32)
+
 def mean_vector(store: Vectors, items: IdMap) -> np.ndarray: # float32 [d]
     "Mean of the vectors of the songs that have one; zeros where none has."
-    v, missing = store.vectors(items.ids)
-    return v[~missing].mean(axis=0) if not missing.all() else np.zeros(v.shape[1], np.float32)
+    return _mean(*store.vectors(items.ids))
 
 def centred(store: Vectors, items: IdMap, mean: np.ndarray | None = None) -> np.ndarray: # float32 [items, d]
     "Vectors without their mean (or another one [d]), of length 1; zeros where a song has none."
     v, missing = store.vectors(items.ids)
-    v = np.where(missing[:, None], 0, v - (mean_vector(store, items) if mean is None else mean))
+    v = np.where(missing[:, None], 0, v - (_mean(v, missing) if mean is None else mean))
     norm = np.linalg.norm(v, axis=1, keepdims=True)
     return np.divide(v, norm, out=np.zeros_like(v), where=norm > 1e-6).astype(np.float32)
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #350b4991
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #a2a7f3b2
 def content_neighbours(
-    words: sparse.csr_matrix, # float32 (items, words)
+    words: sparse.csr_matrix | None, # float32 (items, words); None: vectors alone
     vectors: Sequence[np.ndarray], # float32 [items, d] each
     k: int,
     weight: float = 1.0, # of each kind of vector; words have 1
     step: int = 512, # songs in a block
 ) -> sparse.csr_matrix: # float32 (items, items), positive, at most k a row, none on the diagonal
     "The k songs most like each song."
-    n, by_word = words.shape[0], words.T.tocsr()
+    n, by_word = (words if words is not None else vectors[0]).shape[0], words.T.tocsr() if words is not None else None
     k, parts = min(k, max(n - 1, 1)), []
     for i in range(0, n, step):
-        like = (words[i:i + step] @ by_word).toarray()
+        like = np.zeros((min(step, n - i), n), np.float32) if by_word is None else (words[i:i + step] @ by_word).toarray()
         for v in vectors:
             like += np.float32(weight) * (v[i:i + step] @ v.T)
-        like /= 1 + weight * len(vectors)
+        like /= (by_word is not None) + weight * len(vectors)
         like[np.arange(len(like)), np.arange(i, i + len(like))] = -np.inf
         at, value = top_k(like, k)
         parts.append(from_lists(np.where(value > 0, at, -1), value, n))
     return sparse.vstack(parts, format="csr", dtype=np.float32) if parts else sparse.csr_matrix((n, n), dtype=np.float32)
 
-# %% ../../nbs/44_recommenders.item_content_based.ipynb #cf50c124
+# %% ../../nbs/44_recommenders.item_content_based.ipynb #ad65ece3
 class Content(SeedVotes):
     "Content-based recall; `embeddings` (modality → vectors by song) and the words of `songs` may each be absent, not both."
-    channel = "content"
-
-    def __init__(self, *, history: HistoryConfig | None = None, random_state: int = 0, **settings: Any):
-        super().__init__(history=history, random_state=random_state)
-        self.config = ContentConfig(**settings)
-
-    def params(self) -> dict[str, Any]:
-        "Arguments that make an equal, unfitted model; JSON-able."
-        return super().params() | self.config.model_dump()
+    channel, defaults = "content", ContentConfig
 
     def _fit(self, *, songs: pd.DataFrame | None = None, embeddings: Mapping[str, Vectors] | None = None, **tables: Any) -> None:
         items = self.x.items

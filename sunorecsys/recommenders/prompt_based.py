@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['prompt_words', 'same_idea', 'PromptBased']
 
-# %% ../../nbs/46_recommenders.prompt_based.ipynb #3582fa8b
+# %% ../../nbs/46_recommenders.prompt_based.ipynb #a5f2723f
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from ..codes import History, IdMap, earlier_in_group
-from ..config import HistoryConfig, PromptBasedConfig
+from ..config import PromptBasedConfig
 from ..schema import Col
 from .base import MissingInput
 from .item_cf import SeedVotes, votes
@@ -46,27 +46,17 @@ def same_idea(words: sparse.csr_matrix, near: sparse.csr_matrix, duplicate: floa
     group = connected_components(graph, directed=False)[1]
     return np.where(np.bincount(group)[group] > 1, group, -1).astype(np.int32)
 
-# %% ../../nbs/46_recommenders.prompt_based.ipynb #dce08bff
+# %% ../../nbs/46_recommenders.prompt_based.ipynb #519db24d
 class PromptBased(SeedVotes):
     "Recall by the vectors of prompts (`embeddings[\"text\"]`); `settings` are those of `config.PromptBasedConfig`."
-    channel = "prompt_based"
+    channel, defaults = "prompt_based", PromptBasedConfig
     group: np.ndarray # int32 per item code: songs of one idea; −1 = alone
-
-    def __init__(self, *, history: HistoryConfig | None = None, random_state: int = 0, **settings: Any):
-        super().__init__(history=history, random_state=random_state)
-        self.config = PromptBasedConfig(**settings)
-
-    def params(self) -> dict[str, Any]:
-        "Arguments that make an equal, unfitted model; JSON-able."
-        return super().params() | self.config.model_dump()
 
     def _fit(self, *, songs: pd.DataFrame | None = None, embeddings: Mapping[str, Vectors] | None = None, **tables: Any) -> None:
         c, items = self.config, self.x.items
         if not embeddings or "text" not in embeddings:
             raise MissingInput("prompt_based needs the vectors of prompts: an encoder that knows text, and songs with prompts")
-        no_words = sparse.csr_matrix((len(items), 1), dtype=np.float32)
-        near = content_neighbours(no_words, [centred(embeddings["text"], items)], c.top_k_per_seed)
-        near.data *= 2 # the mean with the likeness of no words is half of the cosine
+        near = content_neighbours(None, [centred(embeddings["text"], items)], c.top_k_per_seed)
         self.group = same_idea(prompt_words(songs, items), near, c.duplicate)
         if not c.same_creator:
             creator, row = creator_codes(songs, items), np.repeat(np.arange(len(items)), np.diff(near.indptr))

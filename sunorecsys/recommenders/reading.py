@@ -123,12 +123,14 @@ class Batch:
     barred: np.ndarray
     hard: np.ndarray
 
-# %% ../../nbs/47_recommenders.reading.ipynb #26a1c6ca
+# %% ../../nbs/47_recommenders.reading.ipynb #c98978bd
 def picked(m: sparse.csr_matrix, users: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray: # int32 [B, n], −1 = none
     "n random entries of each listener's row of a CSR matrix, with repetition."
+    if not (n and m.nnz):
+        return np.full((len(users), n), -1, np.int32)
     count = np.diff(m.indptr)[users]
     at = m.indptr[users][:, None] + (rng.random((len(users), n)) * count[:, None]).astype(np.int64)
-    return np.where(count[:, None] > 0, np.append(m.indices, 0)[at], -1).astype(np.int32)
+    return np.where(count[:, None] > 0, m.indices[np.minimum(at, m.nnz - 1)], -1).astype(np.int32)
 
 # %% ../../nbs/47_recommenders.reading.ipynb #30a177fd
 def draw_batch(

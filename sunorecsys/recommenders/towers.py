@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../../nbs/43b_recommenders.towers.ipynb #d4a088cf
+# %% ../../nbs/43b_recommenders.towers.ipynb #8980a7d9
 def bag(table: nn.Embedding, words: torch.Tensor) -> torch.Tensor: # (n, width)
     "Sum of the vectors of words (int64 (n, W), 0 = none) over the root of their number; zeros for no words."
     return table(words).sum(1) / (words > 0).sum(1, keepdim=True).clamp(min=1).sqrt()
@@ -34,7 +34,7 @@ class SongTower(nn.Module):
         h = F.gelu(self.vectors(read) + bag(self.words, words))
         content = self.out(F.dropout(h, self.dropout, self.training))
         if self.training: # the content has to stand alone now and then
-            own = own * (torch.rand(len(own)) >= self.dropout)
+            own = own * (torch.rand(len(own), device=own.device) >= self.dropout)
         return content + self.own(own)
 
 # %% ../../nbs/43b_recommenders.towers.ipynb #4fe61d8b
@@ -58,9 +58,9 @@ class ListenerTower(nn.Module):
         h = F.gelu(self.inside(F.dropout(pooled, self.dropout, self.training)) + bag(self.words, words))
         return F.normalize(mean + self.out(F.dropout(h, self.dropout, self.training)), dim=1)
 
-# %% ../../nbs/43b_recommenders.towers.ipynb #fa5e0749
+# %% ../../nbs/43b_recommenders.towers.ipynb #27c2d0e1
 class Towers(nn.Module):
-    "Both towers and the temperature; `sizes` are the arguments that make an equal one."
+    "Both towers and the temperature."
     def __init__(self, *, n_vectors: int, n_words: int, n_own: int, n_user_words: int, dim: int, hidden: int, heads: int, length: int,
                  dropout: float):
         super().__init__()
@@ -72,7 +72,7 @@ class Towers(nn.Module):
         "Where songs stand: τ times the unit vector, and the bias; the product with a listener's vector and a one is the score."
         return torch.cat([F.normalize(songs[:, :-1], dim=1) * self.log_scale.exp(), songs[:, -1:]], 1)
 
-# %% ../../nbs/43b_recommenders.towers.ipynb #39fd49b8
+# %% ../../nbs/43b_recommenders.towers.ipynb #1d074e2b
 def inclusion(share: np.ndarray, batch: int, even: int) -> np.ndarray: # float32 (items,)
     "Probability that a song is among the rivals of a batch; `share` (items,) of all targets, `even` draws from all songs."
     missed = (1 - share.astype(np.float64)) ** batch * (1 - min(even / max(len(share), 1), 1))
@@ -88,8 +88,6 @@ def contrast(
     loss: str = "infonce", # or "bpr"
 ) -> torch.Tensor:
     "Mean loss of a batch."
-    if hard is not None:
-        hard = hard.masked_fill(torch.isnan(hard), -torch.inf)
     if loss == "bpr":
         played = scores.gather(1, target[:, None])
         rivals = scores.masked_fill(barred | F.one_hot(target, scores.shape[1]).bool(), -torch.inf)

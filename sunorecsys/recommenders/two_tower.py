@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEPTH', 'Weights', 'Inputs', 'new_towers', 'encode_songs', 'places_of', 'weights_of', 'encode_listeners',
-           'start_from_als', 'Trainer', 'batch_loss', 'best_places', 'sizes_of', 'trained_on', 'arrays_of', 'part_of',
-           'Placed', 'TwoTower', 'song_places', 'unit_rows', 'SongIndex', 'fit_week']
+           'start_from_als', 'Trainer', 'batch_loss', 'best_places', 'sizes_of', 'trained_on', 'arrays_of', 'Placed',
+           'TwoTower', 'song_places', 'unit_rows', 'SongIndex', 'fit_week']
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #c734367b
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #e4faa5f5
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ from scipy.special import erf
 from threadpoolctl import threadpool_limits
 
 from ..codes import History, IdMap
-from ..config import HistoryConfig, TwoTowerConfig
+from ..config import TwoTowerConfig
 from ..embeddings.index import VectorIndex
 from ..embeddings.tiny_clap import torch_threads
 from ..schema import Col
 from ..stages import Run
-from .base import MissingInput, Reasons, Recommender, fit_channels
+from .base import Configured, MissingInput, Reasons, fit_channels
 from .item_content_based import Vectors
 from .listening import Listening, bare_songs
 from .reading import Batch, Reader, common_words, draw_batch, not_played, sequences, user_words, word_rows
-from .training import Judged, train_network
+from .training import Judged, part_of, train_network
 from .user_based import als, best_products, confidence, fit_factors, leave_out, unit
 
 # %% ../../nbs/47b_recommenders.two_tower.ipynb #731da9a5
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from sunorecsys.recommenders.towers import Towers
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #3ed85bb6
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #375d00de
 DEPTH = 50 # of the list that is judged by; at most a twentieth of the catalogue
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Inputs:
     def songs(self, at: np.ndarray) -> "tuple[torch.Tensor, ...]":
         "Tensors of some songs."
         import torch
-        return tuple(torch.from_numpy(a[at]) for a in (self.vectors, self.words.astype(np.int64), self.own.astype(np.int64)))
+        codes = (a[at].astype(np.int64) for a in (self.words, self.own))
+        return tuple(torch.from_numpy(a) for a in (self.vectors[at], *codes))
 
 # %% ../../nbs/47b_recommenders.two_tower.ipynb #b210e5c1
 def new_towers(c: TwoTowerConfig, n_vectors: int, n_words: int, n_own: int, n_user_words: int, seed: int) -> "Towers":
@@ -211,8 +212,8 @@ def best_places(
     items, scores = best_products(np.concatenate([who, one], axis=1), lifted, k, exclude)
     return items, scores - lift
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #660a5e0a
-def sizes_of(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #26b30316
+def sizes_of(weights: Weights) -> dict[str, int]:
     "The sizes of towers from their weights by name."
     words = {f"n_{k}": len(weights[f"{table}.weight"]) - 1
              for k, table in (("words", "songs.words"), ("own", "songs.own"), ("user_words", "listeners.words"))}
@@ -227,7 +228,7 @@ def trained_on(x: Listening, inputs: Inputs, shown: sparse.csr_matrix) -> str:
         h.update(np.ascontiguousarray(a).tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #d3837203
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #662c63c7
 def arrays_of(model: "TwoTower") -> dict[str, np.ndarray]:
     "All that a fitted model knows, as named arrays without objects."
     weights = {f"weights.{k}": v for k, v in model.weights.items()}
@@ -235,14 +236,9 @@ def arrays_of(model: "TwoTower") -> dict[str, np.ndarray]:
     names = {"names": np.array(model.reader.names.ids, str), "user_names": np.array(model.user_names.ids, str)}
     return weights | means | names | {"songs": model.songs, "blank": model.blank, "user_words": model.user_words}
 
-def part_of(arrays: Weights, kind: str) -> dict[str, np.ndarray]:
-    "The arrays `kind.…`, by the rest of their names."
-    return {k.removeprefix(f"{kind}."): v for k, v in arrays.items() if k.startswith(f"{kind}.")}
-
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #b09fdb28
-class Placed(Recommender):
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #158c6def
+class Placed(Configured):
     "Base: songs have places, listeners are read from their seeds, and what lies nearest is recommended."
-    config: TwoTowerConfig
     songs: np.ndarray # float32 [items, dim + 1], as the song tower gives them
     weights: dict[str, np.ndarray] # of the towers
     blank: np.ndarray # bool per item code: nothing to read and no plays; no candidate
@@ -275,20 +271,12 @@ class Placed(Recommender):
         near = np.where(self.blank[:, None], 0, unit(self.songs[:, :-1])) # a product of zero finds nothing
         return best_products(near[items], near, k, leave_out(items, len(near)))
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #8158e3cd
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #ec0e5490
 class TwoTower(Placed):
     "Two-tower recall; `settings` are those of `config.TwoTowerConfig`. After `fit`, `judged` has the curve of the training."
-    channel = "two_tower"
+    channel, defaults = "two_tower", TwoTowerConfig
     reader: Reader
     judged: Judged
-
-    def __init__(self, *, history: HistoryConfig | None = None, random_state: int = 0, **settings: Any):
-        super().__init__(history=history, random_state=random_state)
-        self.config = TwoTowerConfig(**settings)
-
-    def params(self) -> dict[str, Any]:
-        "Arguments that make an equal, unfitted model; JSON-able."
-        return super().params() | self.config.model_dump()
 
     def _fit(self, *, songs: pd.DataFrame | None = None, embeddings: Mapping[str, Vectors] | None = None,
              impressions: pd.DataFrame | None = None, users: pd.DataFrame | None = None, folder: Path | None = None,
@@ -304,7 +292,7 @@ class TwoTower(Placed):
         own = np.where(played, np.arange(1, len(played) + 1), 0).astype(np.int32)
         inputs = Inputs(*self.reader.read(known, x.items, vectors), own, self.user_words)
         self.blank = ~(inputs.vectors.any(axis=1) | inputs.words.any(axis=1) | played)
-        shown = not_played(x, impressions, self.as_of)
+        shown = not_played(x, impressions if c.hard_negatives else None, self.as_of)
         net = new_towers(c, n_vectors=inputs.vectors.shape[1], n_words=len(self.reader.names), n_own=len(x.items),
                          n_user_words=len(self.user_names), seed=self.random_state)
         self.judged = self._train(Trainer(x, inputs, net, shown, c, self.random_state), trained_on(x, inputs, shown), folder, progress)
