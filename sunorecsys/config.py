@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANNEL_CONFIGS', 'HistoryConfig', 'SplitsConfig', 'EmbeddingsConfig', 'ItemCFConfig', 'EaseConfig',
            'TransitionsConfig', 'ContentConfig', 'PromptBasedConfig', 'UserBasedConfig', 'ContentFactorsConfig',
-           'TwoTowerConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError', 'load_config',
+           'TwoTowerConfig', 'InterestsConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError', 'load_config',
            'changed_settings']
 
 # %% ../nbs/01_config.ipynb #b108b246
@@ -101,7 +101,7 @@ class ContentFactorsConfig(UserBasedConfig):
     prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
     penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
 
-# %% ../nbs/01_config.ipynb #9b0a8335
+# %% ../nbs/01_config.ipynb #550d5422
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -124,17 +124,29 @@ class TwoTowerConfig(_Component):
     threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
     device: str = Setting("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
 
+class InterestsConfig(_Component):
+    "Mixtures of interests over sessions (`recommenders.interests`)."
+    n_interests: int = Setting(50, ge=1, le=5000, description="interests of one restart")
+    dim: int = Setting(8, ge=1, le=512, description="numbers per interest and song")
+    restarts: int = Setting(4, ge=1, le=100, description="models from different starts, averaged")
+    rounds: int = Setting(30, ge=1, description="turns of expectation and maximisation")
+    steps: int = Setting(15, ge=1, description="steps uphill per turn")
+    learning_rate: float = Setting(.03, gt=0)
+    penalty: float = Setting(1.0, ge=0, description="on squared parameters, in plays")
+    prior: float = Setting(2.0, gt=0, description="sessions that the average listener's shares count as")
+    threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
+
 CHANNEL_CONFIGS: dict[str, type[_Component]] = {
     "item_cf": ItemCFConfig, "ease": EaseConfig, "transitions": TransitionsConfig, "user_based": UserBasedConfig,
     "content": ContentConfig, "content_factors": ContentFactorsConfig, "prompt_based": PromptBasedConfig,
-    "two_tower": TwoTowerConfig}
+    "two_tower": TwoTowerConfig, "interests": InterestsConfig}
 
 class QualityConfig(_Component):
     "Coarse ranking (`recommenders.quality_filter`)."
     quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
     min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
 
-# %% ../nbs/01_config.ipynb #d0870593
+# %% ../nbs/01_config.ipynb #31770cd9
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
     n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
@@ -148,6 +160,7 @@ class HybridConfig(_Component):
     prompt_based_weight: float = Setting(.10, ge=0)
     user_cf_weight: float = Setting(.30, ge=0)
     two_tower_weight: float = Setting(.40, ge=0)
+    interests_weight: float = Setting(.60, ge=0)
     din_weight: float = Setting(.70, ge=0)
     prompt_weight: float = Setting(.30, ge=0)
     use_quality_filter: bool = True
@@ -179,6 +192,7 @@ class Config(_Component):
     content_factors: ContentFactorsConfig = ContentFactorsConfig()
     prompt_based: PromptBasedConfig = PromptBasedConfig()
     two_tower: TwoTowerConfig = TwoTowerConfig()
+    interests: InterestsConfig = InterestsConfig()
     quality_filter: QualityConfig = QualityConfig()
     hybrid: HybridConfig = HybridConfig()
 

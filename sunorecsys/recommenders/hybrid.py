@@ -7,7 +7,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'NOT_YET', 'recall', 'passed', 'ranked', 'best
            'save_parts', 'load_parts', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words',
            'open_channels', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #6a23b2df
+# %% ../../nbs/72_recommenders.hybrid.ipynb #167b61c6
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,6 +25,7 @@ from ..workspace import link_tree, read_json, write_table
 from .base import ABSENT, MissingInput, Query, Reasons, Recommender, ask, exclusions, seal, show_filled, stored_seeds, unseal
 from .blending import Blend, Lesson, Ranked, configured, learn_blend, rank, union
 from .content_factors import ContentFactors
+from .interests import Interests
 from .item_cf import ItemCF
 from .item_content_based import Content
 from .listening import bare_songs, cold_songs, creator_codes, write_arrays
@@ -33,11 +34,11 @@ from .quality_filter import QualityFilter, keep_best
 from .two_tower import TwoTower
 from .user_based import UserBased
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #1ef6192d
+# %% ../../nbs/72_recommenders.hybrid.ipynb #92216cab
 CHANNELS: dict[str, type[Recommender]] = {
     "item_cf": ItemCF, "ease": ItemCF, "transitions": ItemCF, "user_based": UserBased, "content": Content,
     "content_factors": ContentFactors, "prompt_based": PromptBased,
-    "two_tower": TwoTower}
+    "two_tower": TwoTower, "interests": Interests}
 WEIGHTS = {name: f"{name}_weight" for name in CHANNELS} | {"user_based": "user_cf_weight"}
 NOT_YET = {
     "din": "fine ranking: no click model in this version",

@@ -6,7 +6,7 @@
 __all__ = ['FACTS', 'Listening', 'recent_popularity', 'seeds', 'song_facts', 'in_order', 'ages', 'cold_songs', 'creator_codes',
            'bare_songs', 'listen', 'write_arrays', 'save_listening', 'load_listening']
 
-# %% ../../nbs/40_recommenders.listening.ipynb #525f6f8f
+# %% ../../nbs/40_recommenders.listening.ipynb #e3f9469f
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,13 @@ from scipy import sparse
 
 from ..codes import UNDATED, CodedLog, History, IdMap, encode_log, lookup, microseconds, pad_history, strengths
 from ..config import HistoryConfig
+from ..data.sessions import Sessions, find_sessions
 from ..data.splits import before
 from ..data.user_history import newest_plays, weekly_mix
 from ..schema import INTERACTION_TYPES, Col
 from ..workspace import WEEK, atomic, write_table
 
-# %% ../../nbs/40_recommenders.listening.ipynb #07590581
+# %% ../../nbs/40_recommenders.listening.ipynb #258a3234
 @dataclass(frozen=True)
 class Listening:
     """What is known at `as_of`: id maps, `liked` float32 and `seen` bool CSR (users, items), seeds, `popularity` float32 (items,),
@@ -38,6 +39,7 @@ class Listening:
     facts: np.ndarray
     age: np.ndarray
     ordered: bool # whether most plays have a time, or a position in a sequence
+    sessions: Sessions # what was played in one go
 
     def __repr__(self) -> str:
         return f"Listening({len(self.users):,} users × {len(self.items):,} songs, {self.liked.nnz:,} liked, {self.seen.nnz:,} seen)"
@@ -114,7 +116,7 @@ def bare_songs(ids: Sequence[str] | pd.Index) -> pd.DataFrame:
     "A table of songs of which nothing is known but their ids: no time, so they were always there."
     return pd.DataFrame({Col.SONG: ids, Col.CREATED: pd.Series(pd.NaT, range(len(ids)), dtype="datetime64[us, UTC]")})
 
-# %% ../../nbs/40_recommenders.listening.ipynb #bcf73720
+# %% ../../nbs/40_recommenders.listening.ipynb #9726d884
 def listen(
     interactions: pd.DataFrame, # validated `interactions`
     songs: pd.DataFrame | None, # validated `songs`; None: those that occur in the plays
@@ -129,9 +131,9 @@ def listen(
     known = bare_songs(log.items.ids) if songs is None or Col.CREATED not in songs else songs
     created, popularity = known.set_index(Col.SONG)[Col.CREATED].reindex(log.items.ids), recent_popularity(log, as_of)
     return Listening(log.users, log.items, liked, seen, seeds(log, liked, as_of, config or HistoryConfig()), popularity,
-                     song_facts(log, popularity, created, as_of), ages(log, liked), ordered)
+                     song_facts(log, popularity, created, as_of), ages(log, liked), ordered, find_sessions(log))
 
-# %% ../../nbs/40_recommenders.listening.ipynb #0a2c3cfe
+# %% ../../nbs/40_recommenders.listening.ipynb #adde0727
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     "Write arrays as an npz file, atomically."
     with atomic(path) as tmp, open(tmp, "wb") as f:
@@ -148,11 +150,13 @@ def save_listening(x: Listening, folder: Path) -> None:
     write_table(folder / "users.parquet", pd.DataFrame({Col.USER: x.users.ids}))
     write_table(folder / "items.parquet", pd.DataFrame({Col.SONG: x.items.ids}))
     write_arrays(folder / "listening.npz", popularity=x.popularity, facts=x.facts, item_idx=x.history.item_idx, weight=x.history.weight,
-                 age=x.age, ordered=np.array(x.ordered), **_csr_arrays("liked", x.liked), **_csr_arrays("seen", x.seen))
+                 age=x.age, ordered=np.array(x.ordered), session_user=x.sessions.user, session_time=x.sessions.time,
+                 **_csr_arrays("liked", x.liked), **_csr_arrays("seen", x.seen), **_csr_arrays("sessions", x.sessions.played))
 
 def load_listening(folder: Path) -> Listening:
     "Read what `save_listening` wrote."
     users, items = (IdMap(pd.read_parquet(folder / f"{n}.parquet")[c]) for n, c in (("users", Col.USER), ("items", Col.SONG)))
     with np.load(folder / "listening.npz", allow_pickle=False) as a:
         return Listening(users, items, _csr_from("liked", a), _csr_from("seen", a), History(a["item_idx"], a["weight"]),
-                         a["popularity"], a["facts"], a["age"], bool(a["ordered"]))
+                         a["popularity"], a["facts"], a["age"], bool(a["ordered"]),
+                         Sessions(a["session_user"], a["session_time"], _csr_from("sessions", a)))

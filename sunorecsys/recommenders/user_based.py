@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'PAIRS', 'N_LIKE', 'confidence', 'als', 'fit_factors', 'fold_in', 'short_list', 'best_products', 'unit',
-           'leave_out', 'who_has_it', 'played_last', 'listener_vectors', 'like_minded', 'UserBased']
+           'leave_out', 'who_has_it', 'played_last', 'not_stored', 'listener_vectors', 'like_minded', 'UserBased']
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #0ceb16ff
 import os
@@ -155,11 +155,15 @@ def played_last(history: History, who: np.ndarray, items: np.ndarray) -> np.ndar
     newest, before = last[who, 1], last[who, 0]
     return np.where(newest == items, before, newest)
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #c280d2db
+# %% ../../nbs/42_recommenders.user_based.ipynb #b2ee9f2d
+def not_stored(x: Listening, users: np.ndarray, history: History) -> tuple[np.ndarray, sparse.csr_matrix]:
+    "(bool [U]: whose seeds are not the stored ones, or who is unknown; the seeds, float32 CSR [U, items])."
+    given, stored = (h.matrix(len(x.items)) for h in (history, stored_seeds(x, users)))
+    return (users < 0) | (np.diff((given != stored).indptr) > 0), given
+
 def listener_vectors(model: AlternatingLeastSquares, x: Listening, users: np.ndarray, history: History, alpha: float) -> np.ndarray:
     "Vectors float32 [U, n_factors]: the fitted one where the seeds are the stored ones, else folded in from the seeds."
-    given, stored = (h.matrix(len(x.items)) for h in (history, stored_seeds(x, users)))
-    fresh = (users < 0) | (np.diff((given != stored).indptr) > 0)
+    fresh, given = not_stored(x, users, history)
     vectors = np.empty((len(users), model.factors), np.float32)
     vectors[~fresh] = model.user_factors[users[~fresh]]
     vectors[fresh] = fold_in(model, confidence(given[fresh], alpha))
