@@ -92,7 +92,7 @@ def test_equal_scores_and_unfounded_candidates_teach_nothing_wrong() -> None:
     plain = configured({"a": 1, "b": 1}, ["a", "b"])
     block, facts = Candidates(np.arange(n, dtype=np.int32), items, scores, ("a", "b")), np.zeros((6, 2), np.float32)
     learnt = learn_blend([(block, truth, facts)], plain)
-    assert np.isfinite(learnt.weights).all() and (learnt.weights[:, :4] >= 0).all()
+    assert np.isfinite(learnt.weights).all() and (learnt.weights[:, :6] >= 0).all()
     part, bias = learnt.parts(block, facts)
     assert np.isfinite(part).all() and np.ptp(part.sum(-1) + bias) < 1e-5
 

@@ -173,8 +173,8 @@ def choose(rounds: Sequence[tuple[Listening, Question]], data: Data, random_stat
                     kept[name] = m
     return chosen, models, tried
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #47e15359
-READ_CONTENT = ("content", "content_factors", "prompt_based", "two_tower") # channels that read words or vectors, where there are any
+# %% ../../nbs/82_evaluation.accuracy.ipynb #53528e2d
+READ_CONTENT = ("content", "content_factors", "prompt_based", "two_tower", "interests") # words or vectors
 
 def blend_of(models: Mapping[str, Recommender], blend: Blend | None = None) -> HybridRecommender:
     "A blend of fitted channels; None: with the configured weights."
@@ -245,7 +245,7 @@ def _against(each: Mapping[str, PerListener], rivals: Mapping[str, str], data: D
     out = pd.DataFrame(rows, columns=["model", "against", "difference", "low", "high", "p", "p_wilcoxon"])
     return out.assign(p_holm=holm(out["p"]))
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #751b2703
+# %% ../../nbs/82_evaluation.accuracy.ipynb #e51747ae
 def accuracy(data: Data, *, test: bool = False, random_state: int = 0) -> dict[str, Accuracy]:
     "Choose on the validation part and score there; with `test` also refit on all but the test part, and score that."
     rounds = rounds_of(data)
@@ -262,7 +262,8 @@ def accuracy(data: Data, *, test: bool = False, random_state: int = 0) -> dict[s
     mixed = blends(models, folded)
     table, each = _scored(with_yardsticks(*models.values()) | mixed, q, data, "validation")
     rivals = {n: best_channel(table, data.main, m.channels) for n, m in mixed.items()}
-    weights = {n: dict(zip(b.channels, b.weights[0, :len(b.channels)].round(3).tolist(), strict=True)) for n, b in taught.items()}
+    weights = {n: dict(zip(b.channels, b.weights[0, :3 * len(b.channels)].reshape(3, -1).T.round(3).tolist(), strict=True))
+               for n, b in taught.items()} # own height, height, found
     said = {"settings": chosen, "weights": weights, "tried": tried, "rounds": len(rounds),
             "best channel on validation": rivals["blend"]}
     out = {"validation": Accuracy(table, each, said, _against(each, rivals, data))}

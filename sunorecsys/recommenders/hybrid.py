@@ -107,7 +107,7 @@ def lesson(model: "HybridRecommender", who: np.ndarray, truth: sparse.csr_matrix
     history = stored_seeds(model.x, who)
     return recall(model, who, history, exclusions(model.x, who, history, barred)), truth, model.x.facts
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #a921aa5c
+# %% ../../nbs/72_recommenders.hybrid.ipynb #c87872ce
 def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Path] | None = None) -> None:
     "Write every part below `folder`, the manifest last; a channel that is `saved` already (name → its folder) is linked."
     for name, m in model.channels.items():
@@ -117,7 +117,7 @@ def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Pat
         else:
             m.save(target)
     model.quality.save(folder / "quality")
-    write_arrays(folder / "blend.npz", creators=model.creators, weights=model.blend.weights)
+    write_arrays(folder / "blend.npz", creators=model.creators, weights=model.blend.weights, scale=model.blend.scale)
     seal(folder, "HybridRecommender", params=model.params(), channels=list(model.channels), absent=model.missing,
          n_learnt=model.blend.n_learnt)
 
@@ -126,7 +126,7 @@ def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommend
     m = unseal(folder, "HybridRecommender")
     channels = {name: CHANNELS[name].load(folder / "channels" / name) for name in m["channels"]}
     with np.load(folder / "blend.npz", allow_pickle=False) as a:
-        blend = Blend(tuple(channels), a["weights"], m["n_learnt"])
+        blend = Blend(tuple(channels), a["weights"], a["scale"], m["n_learnt"])
         return compose(cls(**m["params"]), channels, QualityFilter.load(folder / "quality"), a["creators"], blend, m["absent"])
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #735a5ce3
