@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-# %% ../../nbs/91b_commands.bench.ipynb #47941150
+# %% ../../nbs/91b_commands.bench.ipynb #a47d19da
 if TYPE_CHECKING:
-    from sunorecsys.evaluation.accuracy import Accuracy, Data
+    from sunorecsys.evaluation.accuracy import Accuracy
+    from sunorecsys.evaluation.datasets import Data
 
 # %% ../../nbs/91b_commands.bench.ipynb #d242271e
 bench_app = typer.Typer(help="Measure the methods.", no_args_is_help=True)
@@ -35,16 +36,19 @@ def said(part: str, done: "Accuracy", data: "Data") -> str:
         lines.append(f"\n{row.model} − {row.against}, NDCG@{data.main}: {interval(*row[3:7])}; {more}")
     return "\n".join(lines)
 
-# %% ../../nbs/91b_commands.bench.ipynb #2809c552
+# %% ../../nbs/91b_commands.bench.ipynb #c2669b33
 @bench_app.callback()
 def _bench() -> None:
     "Measure the methods."
 
-def bench_one(data: Path, test: bool, output: Path | None, log: Path, verbose: bool) -> "tuple[dict[str, Accuracy], Data]":
+def bench_one(
+    data: Path, test: bool, strangers: bool, output: Path | None, log: Path, verbose: bool
+) -> "tuple[dict[str, Accuracy], Data]":
     "Measure one data set, print and write what was found."
-    from sunorecsys.evaluation.accuracy import accuracy, log_look, read_data, write_accuracy
+    from sunorecsys.evaluation.accuracy import accuracy, log_look, write_accuracy
+    from sunorecsys.evaluation.datasets import read_data
     name, read = data.resolve().name, read_data(data)
-    done = accuracy(read, test=test)
+    done = accuracy(read, test=test, strangers=strangers)
     print("\n\n".join(said(part, a, read) for part, a in done.items()))
     chosen = done["validation"].chosen
     if verbose:
@@ -57,11 +61,12 @@ def bench_one(data: Path, test: bool, output: Path | None, log: Path, verbose: b
         print(f"looked at the test part of {name} {log_look(log, name, done, read)} times; see {log}")
     return done, read
 
-# %% ../../nbs/91b_commands.bench.ipynb #a4061554
+# %% ../../nbs/91b_commands.bench.ipynb #747af6a4
 @bench_app.command("accuracy")
 def bench_accuracy(
-    data: Annotated[list[Path], typer.Option(help="A folder with one file of sequences, or with Last.fm-2k; may be repeated.")],
+    data: Annotated[list[Path], typer.Option(help="A workspace, a folder with one file of sequences, or Last.fm-2k; may be repeated.")],
     test: Annotated[bool, typer.Option("--test", help="Also fit on all but the test part and look at it; the look is logged.")] = False,
+    strangers: Annotated[bool, typer.Option("--strangers", help="Also serve some listeners whom the models have not seen.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for accuracy.csv, accuracy.json, listeners.parquet and plots.")] = None,
     log: Annotated[Path, typer.Option(help="Where looks at test parts are logged.")] = Path("benchmarks/test_looks.csv"),
     verbose: Annotated[bool, typer.Option("--verbose", help="Say what was tried.")] = False,
@@ -72,6 +77,6 @@ def bench_accuracy(
     for folder in data:
         if several:
             print(f"\n== {folder.resolve().name}")
-        done.append(bench_one(folder, test, output / folder.resolve().name if output and several else output, log, verbose))
+        done.append(bench_one(folder, test, strangers, output / folder.resolve().name if output and several else output, log, verbose))
     for part in done[0][0] if several else ():
         print(f"\nall data sets, {part}: blend − best channel {interval(*pooled(*map(list, zip(*done, strict=True)), part))}")
