@@ -101,7 +101,7 @@ class ContentFactorsConfig(UserBasedConfig):
     prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
     penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
 
-# %% ../nbs/01_config.ipynb #550d5422
+# %% ../nbs/01_config.ipynb #6dac51cf
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -128,7 +128,7 @@ class InterestsConfig(_Component):
     "Mixtures of interests over sessions (`recommenders.interests`)."
     n_interests: int = Setting(50, ge=1, le=5000, description="interests of one restart")
     dim: int = Setting(8, ge=1, le=512, description="numbers per interest and song")
-    restarts: int = Setting(4, ge=1, le=100, description="models from different starts, averaged")
+    restarts: int = Setting(8, ge=1, le=100, description="models from different starts, averaged")
     rounds: int = Setting(30, ge=1, description="turns of expectation and maximisation")
     steps: int = Setting(15, ge=1, description="steps uphill per turn")
     learning_rate: float = Setting(.03, gt=0)

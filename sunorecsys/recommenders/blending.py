@@ -122,7 +122,7 @@ def _best(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, 
     start = np.append(np.full(n_channels, .2), np.zeros(2 * n_channels + free))
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-6}).x
 
-# %% ../../nbs/71_recommenders.blending.ipynb #71756658
+# %% ../../nbs/71_recommenders.blending.ipynb #ac04785a
 Lesson = tuple[Candidates, sparse.csr_matrix, np.ndarray] # what was found, what was played (bool [U, items]), facts [items, F]
 
 def _scale(lessons: Sequence[Lesson]) -> np.ndarray: # float32 [C]
@@ -140,7 +140,7 @@ def learn_blend(
     fallback: Blend, # where there is too little to learn from
     *,
     folds: int = 1, # 5 for a blend that is scored on the same listeners
-    penalty: float = 3e-3,
+    variance: float = .1, # of the prior of a weight
 ) -> Blend:
     "The most likely weights; `fallback` when there are fewer than `LEAST` choices to learn from."
     scale = _scale(lessons)
@@ -155,7 +155,7 @@ def learn_blend(
         taught = (fold != f) if folds > 1 else np.ones(len(fold), bool)
         mine = np.repeat(taught, count)
         start = np.append(0, np.cumsum(count[taught]))[:-1]
-        rows.append(_best(x[mine], share[mine], start, len(fallback.channels), penalty))
+        rows.append(_best(x[mine], share[mine], start, len(fallback.channels), 1 / (2 * variance * max(len(start), 1))))
     return Blend(fallback.channels, np.array(rows, np.float32), scale, len(count))
 
 # %% ../../nbs/71_recommenders.blending.ipynb #9f35157a
