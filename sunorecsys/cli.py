@@ -6,7 +6,7 @@
 __all__ = ['app', 'err', 'WRONG_INPUT', 'LogLevel', 'main', 'Regime', 'sample', 'BadRow', 'print_formats', 'ingest_command',
            'weekly', 'replay_command', 'status', 'Format', 'sentence', 'render', 'print_trace', 'recommend']
 
-# %% ../nbs/92_cli.ipynb #7afb077b
+# %% ../nbs/92_cli.ipynb #b31a601d
 import contextlib
 import json
 import sys
@@ -24,6 +24,7 @@ from . import __version__
 from .commands.bench import bench_app
 from .commands.embeddings import DEFAULT_WORKSPACE, SetOption, WorkspaceOption, embed, printed, search, similar
 from .commands.train import train
+from .commands.tune import tune
 from .config import ConfigError
 from .data.log import LogError
 from .data.sources import SOURCES, ingest, parse_mapping
@@ -68,9 +69,9 @@ def _root(
         print(f"sunorecsys {__version__}")
         raise typer.Exit()
 
-# %% ../nbs/92_cli.ipynb #ec4ab8be
+# %% ../nbs/92_cli.ipynb #b3ccf4c2
 app.add_typer(bench_app, name="bench")
-for command in (embed, search, similar, train):
+for command in (embed, search, similar, train, tune):
     app.command()(command)
 
 class Regime(StrEnum):

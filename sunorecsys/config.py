@@ -43,7 +43,7 @@ class SplitsConfig(_Component):
     heldout_listeners: float = Setting(.1, ge=0, lt=.5, description="share of listeners for strong generalisation")
     cold_plays: int = Setting(5, ge=1, description="a song with fewer training plays is cold")
 
-# %% ../nbs/01_config.ipynb #f5cbb5d0
+# %% ../nbs/01_config.ipynb #10153073
 class EmbeddingsConfig(_Component):
     "Vectors of audio and prompts (`embeddings.songs`)."
     encoder: str = Setting("tiny-clap", min_length=1, description="a name of `embeddings.hub`, or a CLAP hub id, folder or .pt file")
@@ -66,7 +66,9 @@ class EaseConfig(ItemCFConfig):
     method: Literal["ease"] = "ease"
     top_k_per_seed: int = Setting(300, ge=1, description="weights kept per song, the largest of either sign")
     shrinkage: float = Setting(15.0, gt=0, description="λ, as a multiple of the mean squared column")
-    max_songs: int = Setting(20_000, ge=1, le=20_000, description="beyond so many songs the channel is left out: time grows with the cube")
+    max_songs: int = Setting(20_000, ge=1, le=20_000, description="beyond so many songs a low rank (ELSA) takes the inverse's place")
+    rank: int = Setting(256, ge=1, le=4096, description="of ELSA")
+    epochs: int = Setting(10, ge=1, description="of ELSA")
 
 class TransitionsConfig(ItemCFConfig):
     "What is played after what (`recommenders.item_cf` by the method transitions)."

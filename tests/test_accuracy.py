@@ -13,6 +13,7 @@ from sunorecsys.codes import Candidates
 from sunorecsys.data.sources import SourceError
 from sunorecsys.data.splits import TEST, VALIDATION
 from sunorecsys.evaluation import accuracy as acc
+from sunorecsys.evaluation.datasets import pose, read_data, rounds_of
 from sunorecsys.recommenders.blending import configured, learn_blend
 
 REAL = Path(os.environ.get("SUNORECSYS_REAL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
@@ -22,8 +23,9 @@ REAL = Path(os.environ.get("SUNORECSYS_REAL_DATA", Path(__file__).resolve().pare
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """One setting per channel, one round: the tests are about edges."""
     factors = [{"n_factors": 8}]
-    monkeypatch.setattr(acc, "GRID", {"user_based": factors, "content_factors": factors, "two_tower": [{"epochs": 1}]})
-    monkeypatch.setattr(acc, "ROUNDS", 1)
+    monkeypatch.setattr(acc, "GRID", {"user_based": factors, "content_factors": factors, "two_tower": [{"epochs": 1}],
+                                      "interests": [{"restarts": 1, "rounds": 5}]})
+    monkeypatch.setattr(acc, "rounds_of", lambda data: rounds_of(data, at_most=1))
 
 
 def folder_of(tmp_path: Path, lines: list[str], attributes: dict | None = None) -> Path:
@@ -41,7 +43,7 @@ def folder_of(tmp_path: Path, lines: list[str], attributes: dict | None = None) 
 ])
 def test_hardly_any_data(no_search: None, tmp_path: Path, lines: list[str], listeners: int) -> None:
     """One listener, equal listeners, listeners with one play, songs that only the test part has: figures, and nothing invented."""
-    done = acc.accuracy(acc.read_data(folder_of(tmp_path, lines)), test=True)
+    done = acc.accuracy(read_data(folder_of(tmp_path, lines)), test=True)
     for part in ("validation", "test"):
         t = done[part].table
         assert t["value"].between(0, 1).all() and (t["n_listeners"] == listeners).all()
@@ -50,7 +52,7 @@ def test_hardly_any_data(no_search: None, tmp_path: Path, lines: list[str], list
 
 def test_nobody_has_anything_to_find(no_search: None, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nobody has a song in the validation part"):
-        acc.accuracy(acc.read_data(folder_of(tmp_path, ["u1 a b", "u2 b a"])))
+        acc.accuracy(read_data(folder_of(tmp_path, ["u1 a b", "u2 b a"])))
 
 
 @pytest.mark.parametrize(("attributes", "says"), [("[1, 2]", "toy_item2attributes.json"), ("{", "toy_item2attributes.json")])
@@ -58,7 +60,7 @@ def test_bad_attributes(no_search: None, tmp_path: Path, attributes: str, says: 
     folder = folder_of(tmp_path, ["u1 a b c d"])
     (folder / "toy_item2attributes.json").write_text(attributes)
     with pytest.raises(SourceError, match=says):
-        acc.read_data(folder)
+        read_data(folder)
 
 
 def test_the_test_part_teaches_nothing(no_search: None, tmp_path: Path) -> None:
@@ -69,16 +71,16 @@ def test_the_test_part_teaches_nothing(no_search: None, tmp_path: Path) -> None:
     for folder, last in ((one, "x"), (other, "y")):
         folder.mkdir()
         folder_of(folder, [f"{line} {last}{u % 3}" for u, line in enumerate(lines)])
-    a, b = (acc.accuracy(acc.read_data(f))["validation"] for f in (one, other))
+    a, b = (acc.accuracy(read_data(f))["validation"] for f in (one, other))
     assert a.chosen["weights"] == b.chosen["weights"]
     pd.testing.assert_frame_equal(a.table, b.table)
 
 
 def test_parts_do_not_overlap(tmp_path: Path) -> None:
-    data = acc.read_data(folder_of(tmp_path, [f"u{u} " + " ".join(f"s{(u * 3 + j) % 20}" for j in range(7)) for u in range(30)]))
-    known, asked_now = acc.pose(data, VALIDATION)
+    data = read_data(folder_of(tmp_path, [f"u{u} " + " ".join(f"s{(u * 3 + j) % 20}" for j in range(7)) for u in range(30)]))
+    known, asked_now = pose(data, VALIDATION)
     assert not known.seen[asked_now.who].multiply(asked_now.truth).nnz
-    later, asked_later = acc.pose(data, TEST)
+    later, asked_later = pose(data, TEST)
     assert not later.seen[asked_later.who].multiply(asked_later.truth).nnz and later.seen.nnz == known.seen.nnz + 30
 
 
@@ -100,8 +102,8 @@ def test_equal_scores_and_unfounded_candidates_teach_nothing_wrong() -> None:
 @pytest.mark.skipif(not (REAL / "lastfm-s3rec").is_dir(), reason="real data are not here")
 def test_real_sequences(no_search: None) -> None:
     """Published anchors (popularity .0440/.0203 on the test part) and, on validation, a blend above its best channel."""
-    data = acc.read_data(REAL / "lastfm-s3rec")
-    _, q = acc.pose(data, TEST)
+    data = read_data(REAL / "lastfm-s3rec")
+    _, q = pose(data, TEST)
     assert len(q.who) == 1090 and q.truth.nnz == 1090
     t = acc.accuracy(data)["validation"].table
     ndcg = t[(t["metric"] == "NDCG") & (t["k"] == 10) & (t["ranking"] == "full")].set_index("model")["value"]

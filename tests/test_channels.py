@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 from sunorecsys.codes import pad_history
 from sunorecsys.recommenders.base import FORMAT, MissingInput, Random
 from sunorecsys.recommenders.hybrid import HybridRecommender
+from sunorecsys.recommenders.interests import Interests
 from sunorecsys.recommenders.item_cf import ItemCF, neighbours, shrunk_columns, strongest_seed, voters, votes
 from sunorecsys.recommenders.quality_filter import QualityFilter
 from sunorecsys.recommenders.two_tower import TwoTower
@@ -19,7 +20,7 @@ from sunorecsys.testing import AS_OF, fingerprint, toy_tables
 from sunorecsys.workspace import link_tree, read_json, write_json
 
 MODELS = [ItemCF, UserBased]
-ALL = [*MODELS, TwoTower]
+ALL = [*MODELS, TwoTower, Interests]
 
 def random_strengths(n_users: int, n_items: int, density: float, seed: int) -> sparse.csr_matrix:
     m = sparse.random(n_users, n_items, density, format="csr", random_state=seed, dtype=np.float32)
@@ -35,7 +36,8 @@ def catalogue(n: int) -> pd.DataFrame:
     return validate(pd.DataFrame({Col.SONG: [f"s{i}" for i in range(n)], Col.TITLE: [f"Song {i}" for i in range(n)]}), "songs")[0]
 
 def small(cls: type, **kw):
-    return cls(**{UserBased: {"n_factors": 6, "n_iterations": 6}, TwoTower: {"dim": 8, "epochs": 2}}.get(cls, {}) | kw)
+    return cls(**{UserBased: {"n_factors": 6, "n_iterations": 6}, TwoTower: {"dim": 8, "epochs": 2},
+                  Interests: {"n_interests": 6, "restarts": 2, "rounds": 5}}.get(cls, {}) | kw)
 
 def dense_similarity(liked: sparse.csr_matrix, shrinkage: float) -> np.ndarray:
     x = liked.toarray().astype(np.float64)
@@ -309,7 +311,8 @@ def test_a_constructor_refuses_what_a_configuration_may_not_say(cls, settings):
 def saved(tmp_path_factory):
     "A folder with one saved model of every class."
     tables, folder = toy_tables(), tmp_path_factory.mktemp("saved")
-    small = {"user_based": {"n_factors": 4, "n_iterations": 2}, "two_tower": {"dim": 8, "epochs": 2}}
+    small = {"user_based": {"n_factors": 4, "n_iterations": 2}, "two_tower": {"dim": 8, "epochs": 2},
+             "interests": {"n_interests": 6, "restarts": 1, "rounds": 5}}
     hybrid = HybridRecommender(**small, n_recall=20).fit(**tables, as_of=AS_OF)
     hybrid.save(folder / "HybridRecommender")
     hybrid.quality.save(folder / "QualityFilter")

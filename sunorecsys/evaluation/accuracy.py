@@ -37,7 +37,7 @@ from .metrics import PerListener, evaluate, holm, paired_bootstrap, pooled_boots
 from .protocol import Question, answers, dot_plot, score_lists
 from .report import simulated_yardsticks
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #f7f35d20
+# %% ../../nbs/82_evaluation.accuracy.ipynb #752a02f7
 GRID: dict[str, list[dict[str, Any]]] = {
     "item_cf": [{"shrinkage": s} for s in (5.0, 20.0, 80.0, 320.0)],
     "ease": [{"shrinkage": s} for s in (4.0, 15.0)],
@@ -55,6 +55,7 @@ def fit_channel(name: str, settings: Mapping[str, Any], x: Listening, data: Data
     m = CHANNELS[name](**own, history=data.config.history, random_state=random_state)
     return m.fit_on(x, data.as_of(part), songs=data.songs, **data.tables)
 
+# %% ../../nbs/82_evaluation.accuracy.ipynb #06f834c2
 def candidate_models(name: str, x: Listening, data: Data, random_state: int) -> Iterator[tuple[dict[str, Any], Recommender]]:
     "(settings, fitted model) of one channel for the validation part, one after another; nothing when its inputs are missing."
     for settings in GRID.get(name, [{}]) if data.search else [{}]:
@@ -171,7 +172,7 @@ class Accuracy:
     chosen: dict[str, Any]
     against: pd.DataFrame # each blend against the best of its channels on the validation part
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #3012d170
+# %% ../../nbs/82_evaluation.accuracy.ipynb #ce61c623
 def best_channel(table: pd.DataFrame, k: int, among: Collection[str] = tuple(CHANNELS)) -> str:
     "The channel with the highest NDCG@k of a table, full ranking."
     t = table[(table["metric"] == "NDCG") & (table["k"] == k) & (table["ranking"] == "full") & table["model"].isin(among)]
@@ -185,6 +186,7 @@ def _lists(models: Mapping[str, Any], q: Question, data: Data, part: int, random
         return lists
     return lists | simulated_yardsticks(data.simulation, data.plays[data.part < part], x, data.as_of(part), q, n, random_state)
 
+# %% ../../nbs/82_evaluation.accuracy.ipynb #b381ad5c
 def _scored(
     models: Mapping[str, Any], q: Question, data: Data, part: int, random_state: int
 ) -> tuple[pd.DataFrame, dict[str, PerListener]]:
@@ -209,6 +211,7 @@ def _scored(
                 tables.append(score_lists(lists, less, data.ks)[0].assign(ranking=ranking))
     return pd.concat(tables, ignore_index=True).assign(part={VALIDATION: "validation", TEST: "test"}[part]), each
 
+# %% ../../nbs/82_evaluation.accuracy.ipynb #acb4dd8a
 def _against(each: Mapping[str, PerListener], rivals: Mapping[str, str], data: Data) -> pd.DataFrame:
     "Each blend against a channel (blend → channel), NDCG at the main cut-off; p of the bootstrap, of Wilcoxon, and Holm's of the former."
     rows = []

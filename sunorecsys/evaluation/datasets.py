@@ -27,7 +27,7 @@ from ..schema import Col
 from ..workspace import WEEK, Workspace, read_json
 from .protocol import Question, ask_for_new
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #a8d6f4e9
+# %% ../../nbs/81b_evaluation.datasets.ipynb #5480cae7
 FAR = pd.Timestamp("2100-01-01", tz="UTC") # undated plays lie before any day
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Data:
         "What a model that is asked for `part` may know lies before it."
         return FAR if self.boundary is None else self.boundary - (WEEK if part == VALIDATION else 0 * WEEK)
 
+# %% ../../nbs/81b_evaluation.datasets.ipynb #f624fda2
 def _songs(plays: pd.DataFrame, tags: pd.Series) -> pd.DataFrame:
     "A table of songs for all that were played, with the tags that are known."
     songs = bare_songs(np.unique(plays[Col.SONG].to_numpy(object)))
@@ -79,7 +80,7 @@ def read_sequences(path: Path) -> Data:
     negatives = _lines(sample) if sample.exists() else None
     return Data(plays, leave_last_out(plays), _songs(plays, tags), "leave one out", (10, 20), 10, negatives)
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #6bdeb20a
+# %% ../../nbs/81b_evaluation.datasets.ipynb #5f13e7a1
 def read_counts(folder: Path) -> Data:
     "Last.fm-2k and kin."
     with TemporaryDirectory() as scratch:
@@ -88,6 +89,7 @@ def read_counts(folder: Path) -> Data:
         plays, tags = read_log(ws), pd.read_parquet(ws.songs).set_index(Col.SONG)[Col.TAGS]
     return Data(plays, per_listener(plays, .1, 0), _songs(plays, tags), "80/10/10 per listener", (10, 20), 20)
 
+# %% ../../nbs/81b_evaluation.datasets.ipynb #fdf23a6e
 def read_workspace(ws: Workspace) -> Data:
     "What a workspace knew when its week was published, and the week after it if the log goes on; its settings are those of `config.yaml`."
     run = ws.published() if ws.current.exists() else None
@@ -95,7 +97,7 @@ def read_workspace(ws: Workspace) -> Data:
         raise SourceError(f"{ws.root}: no week is published yet; run 'sunorecsys weekly --workspace {ws.root}' first")
     end = pd.Timestamp(read_json(run / "splits" / "split.json")["as_of"])
     tables, _ = freeze(read_tables(ws, end + WEEK), end + WEEK)
-    plays, songs, config = tables.pop("interactions"), tables.pop("songs"), load_config(ws.config)
+    plays, songs, config = tables.pop("interactions"), tables.pop("songs"), load_config(ws.config_file)
     tables["embeddings"] = open_vectors(run, ws.embeddings)
     truth = ws.simulation if (ws.simulation / "truth.npz").exists() else None
     if protocol(plays) == "per_listener":

@@ -122,7 +122,7 @@ def _best(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, 
     start = np.append(np.full(n_channels, .2), np.zeros(2 * n_channels + free))
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-6}).x
 
-# %% ../../nbs/71_recommenders.blending.ipynb #ac04785a
+# %% ../../nbs/71_recommenders.blending.ipynb #941657eb
 Lesson = tuple[Candidates, sparse.csr_matrix, np.ndarray] # what was found, what was played (bool [U, items]), facts [items, F]
 
 def _scale(lessons: Sequence[Lesson]) -> np.ndarray: # float32 [C]
@@ -135,6 +135,7 @@ def _scale(lessons: Sequence[Lesson]) -> np.ndarray: # float32 [C]
     n = np.maximum(n, 1)
     return np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0)).astype(np.float32)
 
+# %% ../../nbs/71_recommenders.blending.ipynb #2eb34088
 def learn_blend(
     lessons: Sequence[Lesson], # of channels that were fitted without what was played; the same listeners have the same codes
     fallback: Blend, # where there is too little to learn from

@@ -6,7 +6,7 @@
 __all__ = ['HALF_LIVES', 'MOST_SPANS', 'CELLS', 'decays', 'Spans', 'cut_time', 'expect', 'Player', 'fit_interests',
            'fold_in_shares', 'song_times', 'scaled_features', 'Interests', 'nearest_seed']
 
-# %% ../../nbs/48_recommenders.interests.ipynb #5580d98c
+# %% ../../nbs/48_recommenders.interests.ipynb #af8d6103
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,14 @@ from ..workspace import WEEK
 from .base import Configured, MissingInput, Reasons
 from .content_factors import content_features
 from .item_content_based import Vectors
-from .listening import bare_songs
+from .listening import Listening, bare_songs
 from .user_based import best_products, leave_out, not_stored, unit
 
 # %% ../../nbs/48_recommenders.interests.ipynb #e0ca6c4f
 if TYPE_CHECKING:
     import torch
 
-# %% ../../nbs/48_recommenders.interests.ipynb #f3abf225
+# %% ../../nbs/48_recommenders.interests.ipynb #57e5cf07
 HALF_LIVES = np.array([1, 4, 16], np.float32) # weeks
 MOST_SPANS = 52
 
@@ -43,6 +43,7 @@ def decays(created: np.ndarray, moment: np.ndarray) -> np.ndarray: # float32 [T,
     age = np.where(known, np.maximum(moment[:, None] / 1.0 - created, 0) / (WEEK // pd.Timedelta(microseconds=1)), np.inf)
     return np.exp2(-age[..., None].astype(np.float32) / HALF_LIVES)
 
+# %% ../../nbs/48_recommenders.interests.ipynb #84d9cfcc
 @dataclass(frozen=True)
 class Spans:
     "`of` int32 [S], the span of each session; `exists` bool [W, I]; `decays` float32 [W, I, 3]."
@@ -163,7 +164,7 @@ def fit_interests(
         bar.update()
     return net, theta, prior
 
-# %% ../../nbs/48_recommenders.interests.ipynb #a47752ad
+# %% ../../nbs/48_recommenders.interests.ipynb #e4f7c992
 def fold_in_shares(songs: np.ndarray, prior: np.ndarray, history: History, restarts: int, strength: float) -> np.ndarray: # float32 [U, R·M]
     "Shares of listeners with these seeds, per restart; zeros for one without any."
     u, at = np.nonzero(history.item_idx >= 0)
@@ -179,16 +180,19 @@ def song_times(songs: pd.DataFrame | None, ids: pd.Index) -> np.ndarray: # int64
     made = known.set_index(Col.SONG)[Col.CREATED].reindex(ids)
     return made.dt.as_unit("us").dt.tz_localize(None).to_numpy("datetime64[us]").view(np.int64)
 
-def scaled_features(songs: pd.DataFrame, x: Any, embeddings: Mapping[str, Vectors] | None) -> np.ndarray: # float32 [I, F]
-    "Content of the songs of a `Listening`, every column with mean 0 and variance 1/F; one column of zeros when there is none."
+def scaled_features(
+    songs: pd.DataFrame, x: Listening, embeddings: Mapping[str, Vectors] | None
+) -> tuple[np.ndarray, np.ndarray]: # float32 [I, F], bool [I]
+    "(content of the songs, every column with mean 0 and variance 1/F, zeros when there is none; which songs have none)."
     try:
         f = content_features(songs, x.items, embeddings)
     except MissingInput:
-        return np.zeros((len(x.items), 1), np.float32)
+        return np.zeros((len(x.items), 1), np.float32), np.ones(len(x.items), bool)
+    bare = ~f[:, :-1].any(axis=1)
     f = f - f.mean(0)
-    return np.ascontiguousarray(f / np.maximum(f.std(0), 1e-6) / np.sqrt(f.shape[1]), np.float32)
+    return np.ascontiguousarray(f / np.maximum(f.std(0), 1e-6) / np.sqrt(f.shape[1]), np.float32), bare
 
-# %% ../../nbs/48_recommenders.interests.ipynb #63045504
+# %% ../../nbs/48_recommenders.interests.ipynb #bd781d39
 class Interests(Configured):
     "Mixture of interests over sessions; `settings` are those of `config.InterestsConfig`."
     channel, defaults = "interests", InterestsConfig
@@ -202,14 +206,15 @@ class Interests(Configured):
         if not s.played.nnz:
             raise MissingInput("interests need plays")
         known = bare_songs(x.items.ids) if songs is None else songs
-        features, created = scaled_features(known, x, embeddings), song_times(songs, x.items.ids)
+        (features, bare), created = scaled_features(known, x, embeddings), song_times(songs, x.items.ids)
+        nothing = bare & (np.bincount(s.played.indices, minlength=len(bare)) == 0) # such songs are nobody's candidates
         spans, next_week = cut_time(s, created, self.as_of), decays(created, np.array([microseconds(self.as_of + WEEK / 2)]))[0]
         fits, played = [], np.isin(np.arange(len(x.users)), s.user)[:, None]
         bar = tqdm(total=c.restarts * c.rounds, desc=self.channel, disable=None if progress is None else not progress)
         with bar, torch_threads(c.threads), threadpool_limits(c.threads, "blas"):
             for r in range(c.restarts):
                 net, theta, prior = fit_interests(s, len(x.users), features, spans, c, self.random_state * 1000 + r, bar)
-                fits.append((theta * played, net.plays(next_week).T, prior))
+                fits.append((theta * played, net.plays(next_week).T * ~nothing[:, None], prior))
         self.theta, self.songs, self.prior = (np.concatenate(a, axis=-1) for a in zip(*fits, strict=True))
 
     def shares(self, users: np.ndarray, history: History) -> np.ndarray: # float32 [U, R·M]

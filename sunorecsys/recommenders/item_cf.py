@@ -6,7 +6,7 @@
 __all__ = ['VETO', 'TOGETHER', 'PAIRS', 'METHODS', 'shrunk_columns', 'neighbours', 'faded', 'voters', 'votes', 'strongest_seed',
            'SeedVotes', 'ItemCF', 'fit_week']
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #06618b68
+# %% ../../nbs/41_recommenders.item_cf.ipynb #a174f97a
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..codes import History, from_lists, lookup, top_k_sparse
 from ..config import EaseConfig, HistoryConfig, ItemCFConfig, TransitionsConfig
 from ..stages import Run
 from .base import Configured, MissingInput, Reasons, fit_channels
+from .elsa import elsa
 from .neighbours import ease, transitions, weighted
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #4fbdf76b
@@ -134,7 +135,7 @@ class SeedVotes(Configured):
         "Take a matrix of neighbours, float32 (items, items): row = seed."
         self.near, self.by = near, voters(near)
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #6d08ac97
+# %% ../../nbs/41_recommenders.item_cf.ipynb #0bafdaac
 METHODS: dict[str, tuple[str, type[ItemCFConfig]]] = { # method → (channel, where its defaults are)
     "cosine": ("item_cf", ItemCFConfig), "bm25": ("item_cf", ItemCFConfig), "tfidf": ("item_cf", ItemCFConfig),
     "ease": ("ease", EaseConfig), "transitions": ("transitions", TransitionsConfig)}
@@ -151,9 +152,9 @@ class ItemCF(SeedVotes):
         c, x = self.config, self.x
         if isinstance(c, EaseConfig):
             if len(x.items) > c.max_songs:
-                raise MissingInput(f"EASE inverts a matrix of songs × songs, and {len(x.items):,} songs are more than "
-                                   f"ease.max_songs = {c.max_songs:,}")
-            near = ease(x.liked, c.shrinkage, c.top_k_per_seed)
+                near = elsa(x.liked, c.top_k_per_seed, rank=c.rank, epochs=c.epochs, seed=self.random_state)
+            else:
+                near = ease(x.liked, c.shrinkage, c.top_k_per_seed)
         elif isinstance(c, TransitionsConfig):
             if not x.ordered:
                 raise MissingInput("transitions need the order of the plays, and most of these have no time and no position")
