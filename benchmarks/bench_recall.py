@@ -1,4 +1,6 @@
-"""Speed of the other channels of recall and of the blend, on the listening of bench_channels; EASE at 20,000 songs. Prints JSON."""
+"""Speed of the other channels of recall and of the blend, on the listening of bench_channels; EASE at 20,000 songs. Prints JSON.
+
+Of the two networks and of ELSA a part of the training is timed: an epoch, a round, twenty thousand pairs."""
 import json
 import resource
 import time
@@ -10,9 +12,12 @@ from bench_channels import answers, draw
 from sunorecsys.codes import Candidates
 from sunorecsys.recommenders.blending import Blend, rank, union
 from sunorecsys.recommenders.content_factors import ContentFactors
+from sunorecsys.recommenders.elsa import elsa_vectors
+from sunorecsys.recommenders.interests import Interests
 from sunorecsys.recommenders.item_cf import ItemCF
 from sunorecsys.recommenders.item_content_based import Content
-from sunorecsys.recommenders.listening import bare_songs
+from sunorecsys.recommenders.listening import Listening, bare_songs
+from sunorecsys.recommenders.two_tower import TwoTower
 from sunorecsys.schema import Col
 from sunorecsys.testing import AS_OF
 
@@ -39,10 +44,33 @@ def blend_rate(parts: list[Candidates], n_items: int, facts: np.ndarray) -> floa
     for i in range(0, len(parts[0].user_idx), 2048):
         at = slice(i, i + 2048)
         block = union([Candidates(p.user_idx[at], p.item_idx[at], p.scores[at], p.channels) for p in parts])
-        blend = Blend(block.channels, np.ones((1, 2 * len(block.channels) + facts.shape[1]), np.float32))
+        c = len(block.channels)
+        blend = Blend(block.channels, np.ones((1, 3 * c + facts.shape[1]), np.float32), np.ones(c, np.float32))
         rank(block, blend, 30, facts=facts, stay=block.item_idx >= 0, creators=np.full(n_items, -1, np.int32), creator_cap=3,
              cold=facts[:, 1] > 0, cold_share=.1)
     return len(parts[0].user_idx) / (time.perf_counter() - start)
+
+
+def networks(x: Listening, songs: pd.DataFrame) -> dict:
+    "An epoch of ELSA; pairs per second of the two-tower; a round of the interests; listeners per second of the latter two."
+    clock, out = time.perf_counter, {}
+    start = clock()
+    elsa_vectors(x.liked, 256, 1)
+    out["elsa_epoch_s"] = round(clock() - start, 1)
+    seconds = []
+    for epochs in (1, 2):
+        towers = TwoTower(start="random", judges=0, epochs=epochs, examples=20_000)
+        start = clock()
+        towers.fit_on(x, AS_OF, songs=songs, embeddings={"audio": Stored()})
+        seconds.append(clock() - start)
+    out |= {"two_tower_pairs_per_s": round(20_000 / (seconds[1] - seconds[0])), "two_tower_listeners_per_s": round(answers(towers)[0])}
+    seconds = []
+    for rounds in (1, 3):
+        start = clock()
+        Interests(restarts=1, rounds=rounds).fit_on(x, AS_OF, songs=songs, embeddings={"audio": Stored()})
+        seconds.append((clock() - start) / 2)
+    many = Interests(rounds=1, steps=1).fit_on(x, AS_OF, songs=songs)
+    return out | {"interests_round_s": round(seconds[1] - seconds[0], 2), "interests_listeners_per_s": round(answers(many)[0])}
 
 
 def run(n_users: int = 20_000, n_items: int = 50_000, n_plays: int = 2_000_000) -> dict:
@@ -59,6 +87,7 @@ def run(n_users: int = 20_000, n_items: int = 50_000, n_plays: int = 2_000_000) 
     parts = [m.candidates(np.arange(len(first.x.users)), K) for m in models]
     fifth = Candidates(parts[0].user_idx, np.roll(parts[0].item_idx, 1, axis=0), parts[0].scores, ("fifth",)) # somebody else's candidates
     out["blend_listeners_per_s"] = round(blend_rate([*parts, fifth], n_items, first.x.facts))
+    out |= networks(first.x, songs)
     out["peak_rss_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     del models, parts, fifth, first
     some = ItemCF("ease")
