@@ -15,7 +15,7 @@ from ..workspace import Workspace
 from .embeddings import DEFAULT_WORKSPACE
 from .train import Component
 
-# %% ../../nbs/91d_commands.tune.ipynb #03da439c
+# %% ../../nbs/91d_commands.tune.ipynb #259a309d
 def tune(
     components: Annotated[list[Component] | None, typer.Argument(help="Channels of recall; none: all of them.")] = None,
     data: Annotated[Path, typer.Option(help="A workspace with a published week, or data as of 'bench accuracy'.")] = DEFAULT_WORKSPACE,
@@ -30,7 +30,7 @@ def tune(
     from sunorecsys.recommenders.hybrid import CHANNELS
     read, found = read_data(data), {}
     if output is None and not Workspace(data).songs.exists():
-        raise typer.BadParameter(f"{data} is no workspace: say with --output where the search is to be kept")
+        raise ValueError(f"{data} is no workspace: say with --output where the search is to be kept")
     folder = Workspace(data).root / "tuning" if output is None else output
     for name in [c.value for c in components or []] or list(CHANNELS):
         try:
