@@ -23,7 +23,7 @@ def sessions(log_user: np.ndarray, log_time: np.ndarray, gap_minutes: float = 30
         new |= np.diff(log_time, prepend=0) > gap_minutes * 60e6
     return np.cumsum(new) - 1
 
-# %% ../../nbs/18_data.sessions.ipynb #d575fd4c
+# %% ../../nbs/18_data.sessions.ipynb #eef422d7
 REPEATED = .5 # what a song counts that the listener has played before
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Sessions:
 
 def find_sessions(log: CodedLog, gap_minutes: float = 30) -> Sessions:
     "The sessions of a log; of equally old plays of a listener the earlier row comes first."
-    kept = np.flatnonzero(log.kind != INTERACTION_TYPES.index("skip"))
+    kept = np.flatnonzero((log.kind != INTERACTION_TYPES.index("skip")) & (log.weight > 0))
     kept = kept[np.lexsort([log.time[kept], log.user_idx[kept]])]
     user, item, time = log.user_idx[kept].astype(np.int64), log.item_idx[kept].astype(np.int64), log.time[kept]
     n = max(len(log.items), 1)

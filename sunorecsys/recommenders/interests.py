@@ -243,13 +243,13 @@ class Interests(Configured):
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         self.theta, self.songs, self.prior = arrays["theta"], arrays["songs"], arrays["prior"]
 
-# %% ../../nbs/48_recommenders.interests.ipynb #df9eda82
+# %% ../../nbs/48_recommenders.interests.ipynb #d2aef1d7
 def nearest_seed(
     theta: np.ndarray, songs: np.ndarray, items: np.ndarray, seeds: np.ndarray, step: int = 256
 ) -> tuple[np.ndarray, np.ndarray]: # (codes int64 [U, n], −1 = none; cosines float32 [U, n])
     "The seed (codes [U, L]) whose interests, weighed by the shares [U, M], are most like those of each shown song (codes [U, n])."
     best, weight = np.full(items.shape, -1), np.zeros(items.shape, np.float32)
-    for a in range(0, len(items), step):
+    for a in range(0, len(items) if seeds.shape[1] else 0, step):
         at = slice(a, a + step)
         def due(codes: np.ndarray, at: slice = at) -> np.ndarray:
             r = songs[np.maximum(codes, 0)] * theta[at, None]
