@@ -15,7 +15,7 @@ from ..workspace import Workspace
 from .embeddings import DEFAULT_WORKSPACE
 from .train import Component
 
-# %% ../../nbs/91d_commands.tune.ipynb #259a309d
+# %% ../../nbs/91d_commands.tune.ipynb #162b7e33
 def tune(
     components: Annotated[list[Component] | None, typer.Argument(help="Channels of recall; none: all of them.")] = None,
     data: Annotated[Path, typer.Option(help="A workspace with a published week, or data as of 'bench accuracy'.")] = DEFAULT_WORKSPACE,
@@ -24,17 +24,18 @@ def tune(
     output: Annotated[Path | None, typer.Option(help="Folder for the database and the results; default: tuning/ of the workspace.")] = None,
 ) -> None:
     "Look for better settings on the validation part; a search that was stopped goes on."
-    from sunorecsys.evaluation.datasets import read_data
+    from sunorecsys.evaluation.datasets import read_data, rounds_of
     from sunorecsys.evaluation.tuning import search, write_tuned
     from sunorecsys.recommenders.base import MissingInput
     from sunorecsys.recommenders.hybrid import CHANNELS
-    read, found = read_data(data), {}
     if output is None and not Workspace(data).songs.exists():
         raise ValueError(f"{data} is no workspace: say with --output where the search is to be kept")
     folder = Workspace(data).root / "tuning" if output is None else output
+    read, found = read_data(data), {}
+    rounds = rounds_of(read)
     for name in [c.value for c in components or []] or list(CHANNELS):
         try:
-            found[name] = search(name, read, folder, trials=trials, minutes=minutes, random_state=read.config.random_state)
+            found[name] = search(name, read, rounds, folder, trials=trials, minutes=minutes, random_state=read.config.random_state)
         except MissingInput as e:
             print(f"no {name}: {e}")
             continue

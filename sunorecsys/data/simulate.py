@@ -7,7 +7,7 @@ __all__ = ['WORDS', 'TEXTURES', 'OPENINGS', 'ADJECTIVES', 'NOUNS', 'ENDINGS', 'P
            'tag_words', 'song_table', 'reactions', 'list_ids', 'event_table', 'impression_table', 'stats_table',
            'user_table', 'World', 'load_truth', 'simulate', 'attributes_of', 'simulate_listeners']
 
-# %% ../../nbs/13_data.simulate.ipynb #2bdf3706
+# %% ../../nbs/13_data.simulate.ipynb #84e532ec
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import ndtri
 
+from ..codes import as_microseconds
 from ..schema import INTERACTION_TYPES, Col
 from ..workspace import WEEK, atomic, boundary, read_json, write_json
 from .listening import DAY_US, WEEK_US, Rows, listen, reaction, taste
@@ -223,7 +224,7 @@ def attributes_of(songs: pd.DataFrame) -> np.ndarray:
             out[said.str.contains(rf"\b{word}").to_numpy(), f] = v # begins a word: "slow" says nothing of "low"
     return out
 
-# %% ../../nbs/13_data.simulate.ipynb #13e96e55
+# %% ../../nbs/13_data.simulate.ipynb #532090c9
 def simulate_listeners(
     songs: pd.DataFrame, # a validated `songs` table
     n_users: int,
@@ -240,7 +241,7 @@ def simulate_listeners(
     config = replace(REGIMES["easy"], name="simulated-listeners", n_songs=len(songs), n_users=n_users, start=f"{begin:%Y-%m-%d}")
     drawn, scenes, listeners, rng = np.random.default_rng(seed).spawn(4)
     truth = draw_songs(config, drawn)
-    created = songs[Col.CREATED].fillna(begin - 52 * WEEK).dt.tz_localize(None).to_numpy("datetime64[us]").view(np.int64)
+    created = as_microseconds(songs[Col.CREATED].fillna(begin - 52 * WEEK))
     creator = pd.factorize(songs[Col.CREATOR])[0].astype(np.int32)
     truth |= {"song_values": attributes_of(songs), "song_created": created, "song_creator": creator}
     if song_stats is not None:

@@ -6,13 +6,14 @@
 __all__ = ['week_number', 'discovery_share', 'tastes', 'list_share', 'oracle_scores', 'session_likelihood', 'Prototypes',
            'draw_prototypes', 'posterior', 'predictive', 'informed_ceiling']
 
-# %% ../../nbs/21_evaluation.ceiling.ipynb #2ff4fef2
+# %% ../../nbs/21_evaluation.ceiling.ipynb #cedd38a1
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..codes import as_microseconds
 from ..data.listening import DAY_US, DAYS, WEEK_US, examination, novelty, policy_scores, propensities, reaction, taste_scale
 from ..data.sessions import REPEATED, mixtures, sessions
 from ..data.taste import Truth, WorldConfig, draw_places, interest_factors, parts_of
@@ -79,14 +80,14 @@ def oracle_scores(
         out += rate * repeat * share
     return (out * (truth["user_joined"][users] <= week)[:, None]).astype(np.float32)
 
-# %% ../../nbs/21_evaluation.ceiling.ipynb #47d0b5dd
+# %% ../../nbs/21_evaluation.ceiling.ipynb #caf60828
 def _history(truth: Truth, interactions: pd.DataFrame, as_of: pd.Timestamp) -> dict[str, np.ndarray]:
     "Organic plays and skips before `as_of`: `user`, `song` (the truth's codes), `time`, `session`, `first`; by listener and time."
     e = interactions
     e = e[e[Col.TYPE].isin(["play", "skip"]) & (e[Col.SOURCE] == "organic") & (e[Col.TIME] < as_of)]
     user = pd.Index(truth[Col.USER]).get_indexer(e[Col.USER])
     song = pd.Index(truth[Col.SONG]).get_indexer(e[Col.SONG])
-    time = e[Col.TIME].dt.tz_localize(None).to_numpy("datetime64[us]").view(np.int64)
+    time = as_microseconds(e[Col.TIME])
     order = np.lexsort([time, user])
     order = order[(user[order] >= 0) & (song[order] >= 0)]
     user, song, time = user[order], song[order], time[order]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAR', 'ENOUGH', 'ROUNDS', 'Data', 'read_sequences', 'read_counts', 'read_workspace', 'read_data', 'pose', 'rounds_of']
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #d8a18983
+# %% ../../nbs/81b_evaluation.datasets.ipynb #241d5734
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +20,14 @@ from scipy import sparse
 from ..config import Config, HistoryConfig, load_config
 from ..data.log import read_log
 from ..data.sources import LASTFM_FILES, SourceError, ingest
-from ..data.splits import TEST, TRAIN, VALIDATION, freeze, leave_last_out, per_listener, protocol, read_tables
+from ..data.splits import TEST, VALIDATION, by_time, freeze, leave_last_out, per_listener, read_tables
 from ..embeddings.songs import open_vectors
 from ..recommenders.listening import Listening, bare_songs, listen
 from ..schema import Col
 from ..workspace import WEEK, Workspace, read_json
 from .protocol import Question, ask_for_new
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #5480cae7
+# %% ../../nbs/81b_evaluation.datasets.ipynb #ab1b5fac
 FAR = pd.Timestamp("2100-01-01", tz="UTC") # undated plays lie before any day
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Data:
 
     def as_of(self, part: int) -> pd.Timestamp:
         "What a model that is asked for `part` may know lies before it."
-        return FAR if self.boundary is None else self.boundary - (WEEK if part == VALIDATION else 0 * WEEK)
+        return FAR if self.boundary is None else self.boundary - WEEK if part == VALIDATION else self.boundary
 
 # %% ../../nbs/81b_evaluation.datasets.ipynb #f624fda2
 def _songs(plays: pd.DataFrame, tags: pd.Series) -> pd.DataFrame:
@@ -89,21 +89,22 @@ def read_counts(folder: Path) -> Data:
         plays, tags = read_log(ws), pd.read_parquet(ws.songs).set_index(Col.SONG)[Col.TAGS]
     return Data(plays, per_listener(plays, .1, 0), _songs(plays, tags), "80/10/10 per listener", (10, 20), 20)
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #fdf23a6e
+# %% ../../nbs/81b_evaluation.datasets.ipynb #791954bf
 def read_workspace(ws: Workspace) -> Data:
     "What a workspace knew when its week was published, and the week after it if the log goes on; its settings are those of `config.yaml`."
     run = ws.published() if ws.current.exists() else None
     if run is None:
         raise SourceError(f"{ws.root}: no week is published yet; run 'sunorecsys weekly --workspace {ws.root}' first")
-    end = pd.Timestamp(read_json(run / "splits" / "split.json")["as_of"])
+    facts = read_json(run / "splits" / "split.json")
+    end = pd.Timestamp(facts["as_of"])
     tables, _ = freeze(read_tables(ws, end + WEEK), end + WEEK)
     plays, songs, config = tables.pop("interactions"), tables.pop("songs"), load_config(ws.config_file)
     tables["embeddings"] = open_vectors(run, ws.embeddings)
     truth = ws.simulation if (ws.simulation / "truth.npz").exists() else None
-    if protocol(plays) == "per_listener":
+    if facts["protocol"] == "per_listener":
         part = per_listener(plays, config.splits.test_share, config.random_state)
         return Data(plays, part, songs, "80/10/10 per listener", (10, 30), 30, tables=tables, config=config, search=False)
-    part = np.select([plays[Col.TIME] >= end, plays[Col.TIME] >= end - WEEK], [TEST, VALIDATION], TRAIN).astype(np.int8)
+    part = np.where(plays[Col.TIME] >= end, TEST, by_time(plays, end)).astype(np.int8)
     return Data(plays, part, songs, "by time", (10, 30), 30, boundary=end, tables=tables, config=config, search=False,
                 simulation=truth)
 
@@ -120,7 +121,7 @@ def read_data(folder: Path | str) -> Data:
     raise SourceError(f"{folder}: no data set that is known: neither a workspace, nor {', '.join(LASTFM_FILES)}, nor one .txt of "
                       f"sequences ({len(texts)} are there)")
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #5c612312
+# %% ../../nbs/81b_evaluation.datasets.ipynb #a835b62d
 def pose(data: Data, part: int) -> tuple[Listening, Question]:
     "(what may be learnt from, the question) of `VALIDATION` or `TEST`."
     known = data.plays[data.part < part].reset_index(drop=True) # train, validation and test are 0, 1 and 2
@@ -133,19 +134,19 @@ def pose(data: Data, part: int) -> tuple[Listening, Question]:
         return sparse.csr_matrix((np.ones(there.sum(), bool), (u[there], i[there])), shape=(len(x.users), len(x.items)))
     if data.boundary is not None: # by time: what is played again was found already, and next week is no secret to be kept
         new = pairs((data.part == part) & (data.plays[Col.TYPE] != "skip").to_numpy())
-        return x, ask_for_new(sparse.csr_matrix(new > (new.multiply(x.seen) > 0)))
+        return x, ask_for_new(sparse.csr_matrix(new > x.seen))
     aside = pairs(data.part == TEST) if part == VALIDATION else None
     return x, ask_for_new(pairs(data.part == part), aside)
 
-# %% ../../nbs/81b_evaluation.datasets.ipynb #3aaf7d6c
+# %% ../../nbs/81b_evaluation.datasets.ipynb #89d4367c
 ENOUGH, ROUNDS = 3000, 3 # right answers that settle a choice; how often at most the question is asked
 
 def rounds_of(data: Data, enough: int = ENOUGH, at_most: int = ROUNDS) -> list[tuple[Listening, Question]]:
     "The validation question and, while there are too few right answers, the same one step earlier each time."
     out = [pose(data, VALIDATION)]
+    if data.boundary is not None: # a week earlier, other songs and listeners exist
+        return out
     while sum(q.truth.nnz for _, q in out) < enough and len(out) < at_most:
-        if data.boundary is not None: # a week earlier, other songs and listeners exist
-            break
         known = data.part != TEST
         plays = data.plays[known].reset_index(drop=True)
         part = leave_last_out(plays) if data.protocol == "leave one out" else per_listener(plays, .1, len(out))

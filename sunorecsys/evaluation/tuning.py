@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Range', 'SPACES', 'suggest', 'Tuned', 'score', 'open_study', 'search', 'write_tuned', 'plot_search']
 
-# %% ../../nbs/83_evaluation.tuning.ipynb #a5da7693
+# %% ../../nbs/83_evaluation.tuning.ipynb #193edbc8
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,9 @@ from ..data.splits import TEST, VALIDATION
 from ..recommenders.listening import Listening
 from ..schema import Col
 from ..workspace import atomic, value_hash
-from .accuracy import fit_channel
-from .datasets import Data, rounds_of
-from .metrics import evaluate
-from .protocol import Question, answers
+from .accuracy import fit_channel, mean_ndcg
+from .datasets import Data
+from .protocol import Question
 
 # %% ../../nbs/83_evaluation.tuning.ipynb #3e539590
 Range = tuple[float, float] | list[Any] # (least, most), whole numbers if both are int; or a choice
@@ -65,7 +64,7 @@ class Tuned:
     after: float
     trials: pd.DataFrame
 
-# %% ../../nbs/83_evaluation.tuning.ipynb #5f44a416
+# %% ../../nbs/83_evaluation.tuning.ipynb #3511db75
 def _key(name: str, data: Data) -> str:
     "Name of the study of a channel on the training and validation parts of a data set."
     rows = data.part < TEST
@@ -77,11 +76,7 @@ def _key(name: str, data: Data) -> str:
 
 def score(name: str, settings: Mapping[str, Any], rounds: Sequence[tuple[Listening, Question]], data: Data, random_state: int) -> float:
     "Mean over rounds of NDCG at the main cut-off of a channel with these settings."
-    values = []
-    for x, q in rounds:
-        model = fit_channel(name, settings, x, data, VALIDATION, random_state)
-        values.append(float(evaluate(answers(model, q, data.main), q.truth, ks=(data.main,))["NDCG", data.main].mean()))
-    return float(np.mean(values))
+    return float(np.mean([mean_ndcg(fit_channel(name, settings, x, data, VALIDATION, random_state), q, data.main) for x, q in rounds]))
 
 # %% ../../nbs/83_evaluation.tuning.ipynb #88cf69b3
 def open_study(name: str, data: Data, folder: Path, random_state: int) -> optuna.Study:
@@ -97,14 +92,14 @@ def open_study(name: str, data: Data, folder: Path, random_state: int) -> optuna
         study.enqueue_trial({k: own[k] for k in SPACES[name]})
     return study
 
-# %% ../../nbs/83_evaluation.tuning.ipynb #df83b20d
+# %% ../../nbs/83_evaluation.tuning.ipynb #0ecb59a7
 def search(
-    name: str, data: Data, folder: Path, *, trials: int = 30, minutes: float | None = None, random_state: int = 0,
-    progress: bool | None = None,
+    name: str, data: Data, rounds: Sequence[tuple[Listening, Question]], folder: Path, *, trials: int = 30,
+    minutes: float | None = None, random_state: int = 0, progress: bool | None = None,
 ) -> Tuned:
-    """Look for settings of one channel until there are so many trials, or so many minutes are over; `MissingInput` when the channel
-    lacks its inputs."""
-    rounds, study = rounds_of(data), open_study(name, data, folder, random_state)
+    """Look for settings of one channel on the questions of `datasets.rounds_of` until there are so many trials, or so many minutes
+    are over; `MissingInput` when the channel lacks its inputs."""
+    study = open_study(name, data, folder, random_state)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     def done() -> list[optuna.trial.FrozenTrial]:
         return [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HALF_LIVES', 'MOST_SPANS', 'CELLS', 'decays', 'Spans', 'cut_time', 'expect', 'Player', 'fit_interests',
-           'fold_in_shares', 'song_times', 'scaled_features', 'Interests', 'nearest_seed']
+           'fold_in_shares', 'scaled_features', 'Interests']
 
-# %% ../../nbs/48_recommenders.interests.ipynb #af8d6103
+# %% ../../nbs/48_recommenders.interests.ipynb #eb1965bb
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,16 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ..codes import UNDATED, History, microseconds
+from ..codes import UNDATED, History, as_microseconds, microseconds
 from ..config import InterestsConfig
 from ..data.sessions import Sessions, mixtures, responsibilities
 from ..embeddings.tiny_clap import torch_threads
-from ..schema import Col
 from ..workspace import WEEK
 from .base import Configured, MissingInput, Reasons
 from .content_factors import content_features
 from .item_content_based import Vectors
-from .listening import Listening, bare_songs
-from .user_based import best_products, leave_out, not_stored, unit
+from .listening import Listening, bare_songs, created_at
+from .user_based import best_products, leave_out, nearest_seed, not_stored, unit
 
 # %% ../../nbs/48_recommenders.interests.ipynb #e0ca6c4f
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def fit_interests(
         bar.update()
     return net, theta, prior
 
-# %% ../../nbs/48_recommenders.interests.ipynb #e4f7c992
+# %% ../../nbs/48_recommenders.interests.ipynb #4679910a
 def fold_in_shares(songs: np.ndarray, prior: np.ndarray, history: History, restarts: int, strength: float) -> np.ndarray: # float32 [U, R·M]
     "Shares of listeners with these seeds, per restart; zeros for one without any."
     u, at = np.nonzero(history.item_idx >= 0)
@@ -173,12 +172,6 @@ def fold_in_shares(songs: np.ndarray, prior: np.ndarray, history: History, resta
         scaled = some / np.maximum(some.max(1, keepdims=True), 1e-30)
         parts.append(mixtures(u, scaled, len(history), 10, p, strength))
     return np.concatenate(parts, axis=1) * (history.item_idx >= 0).any(axis=1, keepdims=True)
-
-def song_times(songs: pd.DataFrame | None, ids: pd.Index) -> np.ndarray: # int64 [I], µs
-    "When each song was made; `UNDATED` where that is not known."
-    known = bare_songs(ids) if songs is None or Col.CREATED not in songs else songs
-    made = known.set_index(Col.SONG)[Col.CREATED].reindex(ids)
-    return made.dt.as_unit("us").dt.tz_localize(None).to_numpy("datetime64[us]").view(np.int64)
 
 def scaled_features(
     songs: pd.DataFrame, x: Listening, embeddings: Mapping[str, Vectors] | None
@@ -192,7 +185,7 @@ def scaled_features(
     f = f - f.mean(0)
     return np.ascontiguousarray(f / np.maximum(f.std(0), 1e-6) / np.sqrt(f.shape[1]), np.float32), bare
 
-# %% ../../nbs/48_recommenders.interests.ipynb #bd781d39
+# %% ../../nbs/48_recommenders.interests.ipynb #fad7b8a3
 class Interests(Configured):
     "Mixture of interests over sessions; `settings` are those of `config.InterestsConfig`."
     channel, defaults = "interests", InterestsConfig
@@ -206,7 +199,7 @@ class Interests(Configured):
         if not s.played.nnz:
             raise MissingInput("interests need plays")
         known = bare_songs(x.items.ids) if songs is None else songs
-        (features, bare), created = scaled_features(known, x, embeddings), song_times(songs, x.items.ids)
+        (features, bare), created = scaled_features(known, x, embeddings), as_microseconds(created_at(songs, x.items.ids))
         nothing = bare & (np.bincount(s.played.indices, minlength=len(bare)) == 0) # such songs are nobody's candidates
         spans, next_week = cut_time(s, created, self.as_of), decays(created, np.array([microseconds(self.as_of + WEEK / 2)]))[0]
         fits, played = [], np.isin(np.arange(len(x.users)), s.user)[:, None]
@@ -230,7 +223,8 @@ class Interests(Configured):
         return items, np.log(np.maximum(p, 1e-30))
 
     def _reasons(self, users: np.ndarray, history: History, items: np.ndarray) -> Reasons:
-        best, weight = nearest_seed(self.shares(users, history), self.songs, items, history.item_idx)
+        # the seed that most probably came from the same interests of this listener
+        best, weight = nearest_seed(self.songs, items, history.item_idx, self.shares(users, history))
         return Reasons(np.full(items.shape, "seed", object), self.x.items.decode(best), weight)
 
     def _similar(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -242,19 +236,3 @@ class Interests(Configured):
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         self.theta, self.songs, self.prior = arrays["theta"], arrays["songs"], arrays["prior"]
-
-# %% ../../nbs/48_recommenders.interests.ipynb #d2aef1d7
-def nearest_seed(
-    theta: np.ndarray, songs: np.ndarray, items: np.ndarray, seeds: np.ndarray, step: int = 256
-) -> tuple[np.ndarray, np.ndarray]: # (codes int64 [U, n], −1 = none; cosines float32 [U, n])
-    "The seed (codes [U, L]) whose interests, weighed by the shares [U, M], are most like those of each shown song (codes [U, n])."
-    best, weight = np.full(items.shape, -1), np.zeros(items.shape, np.float32)
-    for a in range(0, len(items) if seeds.shape[1] else 0, step):
-        at = slice(a, a + step)
-        def due(codes: np.ndarray, at: slice = at) -> np.ndarray:
-            r = songs[np.maximum(codes, 0)] * theta[at, None]
-            return r / np.maximum(np.linalg.norm(r, axis=-1, keepdims=True), 1e-30)
-        like = np.where((seeds[at] >= 0)[:, None], due(items[at]) @ due(seeds[at]).transpose(0, 2, 1), -1)
-        best[at] = np.take_along_axis(seeds[at], like.argmax(-1), 1)
-        weight[at] = like.max(-1).clip(0, 1)
-    return best, weight

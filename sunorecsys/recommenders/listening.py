@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'Listening', 'recent_popularity', 'seeds', 'song_facts', 'in_order', 'ages', 'cold_songs', 'creator_codes',
-           'bare_songs', 'listen', 'write_arrays', 'save_listening', 'load_listening']
+           'bare_songs', 'created_at', 'listen', 'write_arrays', 'save_listening', 'load_listening']
 
 # %% ../../nbs/40_recommenders.listening.ipynb #e3f9469f
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def ages(log: CodedLog, liked: sparse.csr_matrix) -> np.ndarray: # int32 [liked.
     age[np.searchsorted(cells, user * liked.shape[1] + item)] = end[user] - 1 - np.arange(len(rows))
     return age
 
-# %% ../../nbs/40_recommenders.listening.ipynb #c36f9d46
+# %% ../../nbs/40_recommenders.listening.ipynb #538e68d7
 def cold_songs(x: Listening, fewer_than: int) -> np.ndarray: # bool per item code
     "The songs that fewer than so many listeners have touched."
     return np.bincount(x.seen.indices, minlength=len(x.items)) < fewer_than
@@ -116,7 +116,12 @@ def bare_songs(ids: Sequence[str] | pd.Index) -> pd.DataFrame:
     "A table of songs of which nothing is known but their ids: no time, so they were always there."
     return pd.DataFrame({Col.SONG: ids, Col.CREATED: pd.Series(pd.NaT, range(len(ids)), dtype="datetime64[us, UTC]")})
 
-# %% ../../nbs/40_recommenders.listening.ipynb #9726d884
+def created_at(songs: pd.DataFrame | None, ids: pd.Index) -> pd.Series: # by song_id, in the order of `ids`
+    "When songs were made; NaT where that is not known."
+    known = bare_songs(ids) if songs is None or Col.CREATED not in songs else songs
+    return known.set_index(Col.SONG)[Col.CREATED].reindex(ids)
+
+# %% ../../nbs/40_recommenders.listening.ipynb #e521465c
 def listen(
     interactions: pd.DataFrame, # validated `interactions`
     songs: pd.DataFrame | None, # validated `songs`; None: those that occur in the plays
@@ -128,8 +133,7 @@ def listen(
     plays, ordered = in_order(before(interactions, Col.TIME, as_of))
     log = encode_log(plays, items=items)
     liked, seen = strengths(log)
-    known = bare_songs(log.items.ids) if songs is None or Col.CREATED not in songs else songs
-    created, popularity = known.set_index(Col.SONG)[Col.CREATED].reindex(log.items.ids), recent_popularity(log, as_of)
+    created, popularity = created_at(songs, log.items.ids), recent_popularity(log, as_of)
     return Listening(log.users, log.items, liked, seen, seeds(log, liked, as_of, config or HistoryConfig()), popularity,
                      song_facts(log, popularity, created, as_of), ages(log, liked), ordered, find_sessions(log))
 

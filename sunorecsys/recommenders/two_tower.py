@@ -7,7 +7,7 @@ __all__ = ['DEPTH', 'Weights', 'Inputs', 'new_towers', 'encode_songs', 'places_o
            'start_from_als', 'Trainer', 'batch_loss', 'best_places', 'sizes_of', 'trained_on', 'arrays_of', 'Placed',
            'TwoTower', 'song_places', 'unit_rows', 'SongIndex', 'fit_week']
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #e4faa5f5
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #2533692a
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from .item_content_based import Vectors
 from .listening import Listening, bare_songs
 from .reading import Batch, Reader, common_words, draw_batch, not_played, sequences, user_words, word_rows
 from .training import Judged, part_of, train_network
-from .user_based import als, best_products, confidence, fit_factors, leave_out, unit
+from .user_based import als, best_products, confidence, fit_factors, leave_out, nearest_seed, unit
 
 # %% ../../nbs/47b_recommenders.two_tower.ipynb #731da9a5
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def arrays_of(model: "TwoTower") -> dict[str, np.ndarray]:
     names = {"names": np.array(model.reader.names.ids, str), "user_names": np.array(model.user_names.ids, str)}
     return weights | means | names | {"songs": model.songs, "blank": model.blank, "user_words": model.user_words}
 
-# %% ../../nbs/47b_recommenders.two_tower.ipynb #158c6def
+# %% ../../nbs/47b_recommenders.two_tower.ipynb #7c32647e
 class Placed(Configured):
     "Base: songs have places, listeners are read from their seeds, and what lies nearest is recommended."
     songs: np.ndarray # float32 [items, dim + 1], as the song tower gives them
@@ -260,12 +260,8 @@ class Placed(Configured):
         return np.where(known, items, -1), scores
 
     def _reasons(self, users: np.ndarray, history: History, items: np.ndarray) -> Reasons:
-        near = unit(self.songs[:, :-1])
-        seeds = history.item_idx[:, -self.config.last_n:]
-        like = np.einsum("und,uld->unl", near[np.maximum(items, 0)], near[np.maximum(seeds, 0)])
-        like = np.where((seeds >= 0)[:, None], like, -1)
-        best = np.take_along_axis(seeds, like.argmax(-1), 1)
-        return Reasons(np.full(items.shape, "seed", object), self.x.items.decode(best), like.max(-1).clip(0).astype(np.float32))
+        best, cosine = nearest_seed(self.songs[:, :-1], items, history.item_idx[:, -self.config.last_n:])
+        return Reasons(np.full(items.shape, "seed", object), self.x.items.decode(best), cosine)
 
     def _similar(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         near = np.where(self.blank[:, None], 0, unit(self.songs[:, :-1])) # a product of zero finds nothing

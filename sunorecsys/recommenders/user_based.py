@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'PAIRS', 'N_LIKE', 'confidence', 'als', 'fit_factors', 'fold_in', 'short_list', 'best_products', 'unit',
-           'leave_out', 'who_has_it', 'played_last', 'not_stored', 'listener_vectors', 'like_minded', 'UserBased']
+           'leave_out', 'nearest_seed', 'who_has_it', 'played_last', 'not_stored', 'listener_vectors', 'like_minded',
+           'UserBased']
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #0ceb16ff
 import os
@@ -112,16 +113,36 @@ def _rescore(q: np.ndarray, vectors: np.ndarray, near: np.ndarray, k: int) -> tu
     best, value = top_k(scores, k)
     return np.where(best < 0, -1, np.take_along_axis(near, np.clip(best, 0, near.shape[1] - 1), axis=1)), value
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #7545188c
+# %% ../../nbs/42_recommenders.user_based.ipynb #74335661
 def unit(vectors: np.ndarray) -> np.ndarray:
     "Rows scaled to length 1; zero rows stay zero."
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
 
 def leave_out(codes: np.ndarray, n: int) -> sparse.csr_matrix:
     "bool CSR [U, n] with each row's own code; −1 leaves nothing out."
     known = codes >= 0
     return sparse.csr_matrix((np.ones(known.sum(), bool), codes[known], np.append(0, np.cumsum(known))), shape=(len(codes), n))
+
+# %% ../../nbs/42_recommenders.user_based.ipynb #67eaf788
+def nearest_seed(
+    songs: np.ndarray, # float32 [items, d]
+    items: np.ndarray, # shown songs, codes [U, n]
+    seeds: np.ndarray, # codes [U, L], −1 = none
+    weight: np.ndarray | None = None, # float32 [U, d]; None: all alike
+    step: int = 256, # listeners at a time
+) -> tuple[np.ndarray, np.ndarray]: # (codes int64 [U, n], −1 = none; cosines float32 [U, n], those below 0 as 0)
+    "The seed whose direction is most like that of each shown song."
+    best, cosine = np.full(items.shape, -1), np.zeros(items.shape, np.float32)
+    def direction(codes: np.ndarray, at: slice) -> np.ndarray:
+        v = songs[np.maximum(codes[at], 0)]
+        return unit(v if weight is None else v * weight[at, None])
+    for a in range(0, len(items) if seeds.shape[1] else 0, step):
+        at = slice(a, a + step)
+        like = np.where((seeds[at] >= 0)[:, None], direction(items, at) @ direction(seeds, at).transpose(0, 2, 1), -1)
+        best[at] = np.take_along_axis(seeds[at], like.argmax(-1), 1)
+        cosine[at] = like.max(-1).clip(0, 1)
+    return best, cosine
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #aaf84432
 PAIRS = 2**22  # (song, listener) pairs looked at in one go; 32 MB an array
