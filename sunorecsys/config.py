@@ -103,7 +103,7 @@ class ContentFactorsConfig(UserBasedConfig):
     prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
     penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
 
-# %% ../nbs/01_config.ipynb #6dac51cf
+# %% ../nbs/01_config.ipynb #e490782c
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -129,12 +129,16 @@ class TwoTowerConfig(_Component):
 class InterestsConfig(_Component):
     "Mixtures of interests over sessions (`recommenders.interests`)."
     n_interests: int = Setting(50, ge=1, le=5000, description="interests of one restart")
-    dim: int = Setting(8, ge=1, le=512, description="numbers per interest and song")
-    restarts: int = Setting(8, ge=1, le=100, description="models from different starts, averaged")
+    components: int = Setting(32, ge=1, le=512, description="principal components of each kind of content: words, sound, text")
+    dim: int = Setting(6, ge=1, le=512, description="further numbers per song, which only plays can teach")
+    points: int = Setting(300, ge=1, le=10_000, description="points near the interests of a restart that listeners are mixtures of")
+    spread: float = Setting(.3, ge=0, le=1, description="of the points around the interests; 0: on them, 1: anywhere among them")
+    rank: int = Setting(64, ge=1, le=4096, description="numbers per listener and song when serving")
+    restarts: int = Setting(6, ge=1, le=100, description="models from different starts, averaged")
     rounds: int = Setting(30, ge=1, description="turns of expectation and maximisation")
     steps: int = Setting(15, ge=1, description="steps uphill per turn")
     learning_rate: float = Setting(.03, gt=0)
-    penalty: float = Setting(1.0, ge=0, description="on squared parameters, in plays")
+    penalty: float = Setting(3.0, ge=0, description="on squared parameters, in plays")
     prior: float = Setting(2.0, gt=0, description="sessions that the average listener's shares count as")
     threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
 

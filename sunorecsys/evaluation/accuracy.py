@@ -37,14 +37,14 @@ from .metrics import PerListener, evaluate, holm, paired_bootstrap, pooled_boots
 from .protocol import Question, answers, dot_plot, score_lists
 from .report import simulated_yardsticks
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #f54299eb
+# %% ../../nbs/82_evaluation.accuracy.ipynb #baa27d98
 GRID: dict[str, list[dict[str, Any]]] = {
     "item_cf": [{"shrinkage": s} for s in (5.0, 20.0, 80.0, 320.0)],
     "ease": [{"shrinkage": s} for s in (4.0, 15.0)],
     "user_based": [{"n_factors": f, "regularization": r, "alpha": a}
                    for f in (32, 64, 128) for r, a in ((1.0, 2.0), (10.0, 1.0), (10.0, 5.0))],
     "content_factors": [{"n_factors": f, "alpha": a} for f in (32, 64) for a in (1.0, 5.0)],
-    "interests": [{"restarts": 4}], # of eight; half the time
+    "interests": [{"restarts": 4}, {"restarts": 4, "components": 128}],
 }
 FADING = {"item_cf": (0.0, 10.0), "ease": (0.0, 10.0), "transitions": (3.0, 5.0, 10.0), "content": (5.0, 10.0, 20.0)}
 Chosen = tuple[dict[str, dict[str, Any]], list[dict[str, Recommender]], list[dict[str, Any]]]

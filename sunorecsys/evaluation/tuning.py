@@ -29,7 +29,7 @@ from .accuracy import fit_channel, mean_ndcg
 from .datasets import Data
 from .protocol import Question
 
-# %% ../../nbs/83_evaluation.tuning.ipynb #3e539590
+# %% ../../nbs/83_evaluation.tuning.ipynb #9c604492
 Range = tuple[float, float] | list[Any] # (least, most), whole numbers if both are int; or a choice
 SPACES: dict[str, dict[str, Range]] = {
     "item_cf": {"shrinkage": (1.0, 1000.0), "recency": [0.0, 5.0, 10.0, 20.0], "top_k_per_seed": [50, 100, 200]},
@@ -40,7 +40,7 @@ SPACES: dict[str, dict[str, Range]] = {
     "content_factors": {"n_factors": (8, 256), "regularization": (.1, 100.0), "alpha": (.1, 50.0), "prior": (1.0, 100.0)},
     "prompt_based": {"recency": [0.0, 5.0, 10.0, 20.0], "same_creator": [True, False]},
     "two_tower": {"dim": [16, 32, 64], "dropout": (.1, .6), "learning_rate": (1e-4, 5e-3), "ahead": [1, 3, 5, 10]},
-    "interests": {"n_interests": (10, 200), "dim": (4, 32), "penalty": (.1, 10.0), "prior": (.5, 8.0)},
+    "interests": {"n_interests": (10, 200), "components": (8, 256), "dim": (4, 32), "penalty": (.3, 30.0), "prior": (.5, 8.0)},
 }
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
