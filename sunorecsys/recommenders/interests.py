@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALF_LIVES', 'MOST_SPANS', 'CONTENT', 'CELLS', 'MOST_SESSIONS', 'decays', 'Spans', 'cut_time', 'song_content',
            'blocks', 'expect', 'Player', 'some_listeners', 'fit_interests', 'scatter', 'settle', 'low_rank',
-           'one_restart', 'fold_in_numbers', 'Interests']
+           'one_restart', 'compress', 'fold_in_numbers', 'Interests']
 
 # %% ../../nbs/48_recommenders.interests.ipynb #5bef6b2e
 from collections.abc import Iterator, Mapping
@@ -242,7 +242,7 @@ def low_rank(shares: np.ndarray, plays: np.ndarray, rank: int, seed: int) -> tup
     project = p @ basis / size[:k]
     return project, mean @ project, np.c_[basis * size[:k] * root[:, None], usual].astype(np.float32)
 
-# %% ../../nbs/48_recommenders.interests.ipynb #2ff58e9d
+# %% ../../nbs/48_recommenders.interests.ipynb #5ca4c18b
 def one_restart(
     s: Sessions, n_users: int, features: np.ndarray, spans: Spans, decays: np.ndarray, c: InterestsConfig, seed: int, bar: tqdm
 ) -> dict[str, np.ndarray]:
@@ -256,6 +256,19 @@ def one_restart(
     return {"points": points, "own": net.own.detach().numpy(), "log_z": log_z, "plays": plays,
             "shares": settle(s, spans.of, net, n_users, c.prior)}
 
+def compress(
+    fits: list[dict[str, np.ndarray]], features: np.ndarray, played: np.ndarray, offered: np.ndarray, rank: int, seed: int
+) -> dict[str, np.ndarray]:
+    "What serving needs of the restarts: few numbers per listener who `played` (bool [U]) and per song that is `offered` (bool [I])."
+    shares = np.concatenate([f.pop("shares") for f in fits], axis=1)[played] / len(fits)
+    plays = np.concatenate([f.pop("plays") for f in fits]) * offered
+    project, offset, songs = low_rank(shares, plays, rank, seed)
+    listeners = np.zeros((len(played), songs.shape[1]), np.float32)
+    listeners[played] = np.c_[shares @ project - offset, np.ones(len(shares))]
+    kept = {"listeners": listeners, "songs": songs, "features": features, "project": project, "offset": offset}
+    return kept | {k: np.stack([f[k] for f in fits]) for k in fits[0]}
+
+# %% ../../nbs/48_recommenders.interests.ipynb #73a66ec2
 def fold_in_numbers(m: Mapping[str, np.ndarray], history: History, strength: float, step: int = 256) -> np.ndarray: # float32 [U, k + 1]
     "Numbers of listeners with these seeds from a model's arrays; zeros for one without any. A row does not depend on the others."
     out = np.zeros((len(history), m["songs"].shape[1]), np.float32)
@@ -272,7 +285,7 @@ def fold_in_numbers(m: Mapping[str, np.ndarray], history: History, strength: flo
         out[a:a + step] *= there.any(axis=1, keepdims=True)
     return out
 
-# %% ../../nbs/48_recommenders.interests.ipynb #25d1c0e6
+# %% ../../nbs/48_recommenders.interests.ipynb #de18a386
 class Interests(Configured):
     "Mixture of interests over sessions; `settings` are those of `config.InterestsConfig`."
     channel, defaults = "interests", InterestsConfig
@@ -293,17 +306,7 @@ class Interests(Configured):
         with bar, torch_threads(c.threads), threadpool_limits(c.threads, "blas"):
             seeds = self.random_state * 1000 + np.arange(c.restarts)
             fits = [one_restart(s, len(x.users), features, spans, next_week, c, int(seed), bar) for seed in seeds]
-            self._compress(fits, features, ~nothing, np.isin(np.arange(len(x.users)), s.user))
-
-    def _compress(self, fits: list[dict[str, np.ndarray]], features: np.ndarray, offered: np.ndarray, played: np.ndarray) -> None:
-        "Keep what serving needs of the restarts: a few numbers per listener who `played` and per song that is `offered`."
-        shares = np.concatenate([f.pop("shares") for f in fits], axis=1)[played] / len(fits)
-        plays = np.concatenate([f.pop("plays") for f in fits]) * offered
-        project, offset, songs = low_rank(shares, plays, self.config.rank, self.random_state)
-        listeners = np.zeros((len(played), songs.shape[1]), np.float32)
-        listeners[played] = np.c_[shares @ project - offset, np.ones(len(shares))]
-        self.arrays = {"listeners": listeners, "songs": songs, "features": features, "project": project, "offset": offset}
-        self.arrays |= {k: np.stack([f[k] for f in fits]) for k in fits[0]}
+            self.arrays = compress(fits, features, np.isin(np.arange(len(x.users)), s.user), ~nothing, c.rank, self.random_state)
 
     def numbers(self, users: np.ndarray, history: History) -> np.ndarray: # float32 [U, k + 1]
         "Listeners with these seeds; times `songs` they give probabilities, up to the error of the approximation."
@@ -317,12 +320,17 @@ class Interests(Configured):
         items, p = best_products(self.numbers(users, history), self.arrays["songs"], k, exclude)
         return items, np.log(np.maximum(p, 1e-30))
 
+    def _directions(self) -> np.ndarray: # float32 [I, k]
+        "Songs with like rows are played by the same listeners; where all listeners are alike, so are the songs that they play."
+        songs = self.arrays["songs"]
+        return songs[:, :max(songs.shape[1] - 1, 1)]
+
     def _reasons(self, users: np.ndarray, history: History, items: np.ndarray) -> Reasons:
-        best, weight = nearest_seed(self.arrays["songs"][:, :-1], items, history.item_idx)
+        best, weight = nearest_seed(self._directions(), items, history.item_idx)
         return Reasons(np.full(items.shape, "seed", object), self.x.items.decode(best), weight)
 
     def _similar(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        near = unit(self.arrays["songs"][:, :-1])
+        near = unit(self._directions())
         return best_products(near[items], near, k, leave_out(items, len(near)))
 
     def _arrays(self) -> dict[str, np.ndarray]:
