@@ -69,7 +69,7 @@ def networks(x: Listening, songs: pd.DataFrame) -> dict:
         start = clock()
         Interests(restarts=1, rounds=rounds).fit_on(x, AS_OF, songs=songs, embeddings={"audio": Stored()})
         seconds.append((clock() - start) / 2)
-    many = Interests(rounds=1, steps=1).fit_on(x, AS_OF, songs=songs)
+    many = Interests(restarts=1, rounds=1, steps=1).fit_on(x, AS_OF, songs=songs)
     return out | {"interests_round_s": round(seconds[1] - seconds[0], 2), "interests_listeners_per_s": round(answers(many)[0])}
 
 

@@ -365,3 +365,12 @@ def test_saving_again_does_not_write_into_linked_files(cls, saved, tmp_path):
     assert fingerprint(tmp_path / "linked") == before
     cls.load(tmp_path / "linked")
     model.save(saved / cls.__name__)  # as it was, for the other tests
+
+@pytest.mark.parametrize("more", [{"rank": 1}, {"rank": 4096}, {"points": 1}, {"spread": 0.0}, {"spread": 1.0}, {"components": 1},
+                                  {"n_interests": 1, "points": 1, "restarts": 1}])
+def test_interests_at_the_ends_of_their_settings(more):
+    tables = toy_tables()
+    model = Interests(**{"n_interests": 6, "restarts": 2, "rounds": 5, "points": 30} | more).fit(**tables, as_of=AS_OF)
+    known = model.recommend(user_ids=["u00", "u01"], n=5)
+    assert len(known) == 10 and np.isfinite(known[Col.SCORE]).all()
+    assert len(model.recommend(song_ids=["s00", "s01"], n=3)) == 3 and len(model.similar(["s00"], 3)) == 3
