@@ -10,13 +10,14 @@ import pandas as pd
 from bench_channels import answers, draw
 
 from sunorecsys.codes import Candidates
-from sunorecsys.recommenders.blending import Blend, rank, union
+from sunorecsys.recommenders.blending import Blend, shortlist, union
 from sunorecsys.recommenders.content_factors import ContentFactors
 from sunorecsys.recommenders.elsa import elsa_vectors
 from sunorecsys.recommenders.interests import Interests
 from sunorecsys.recommenders.item_cf import ItemCF
 from sunorecsys.recommenders.item_content_based import Content
 from sunorecsys.recommenders.listening import Listening, bare_songs
+from sunorecsys.recommenders.rerank import list_order, nothing_known
 from sunorecsys.recommenders.two_tower import TwoTower
 from sunorecsys.schema import Col
 from sunorecsys.testing import AS_OF
@@ -46,8 +47,8 @@ def blend_rate(parts: list[Candidates], n_items: int, facts: np.ndarray) -> floa
         block = union([Candidates(p.user_idx[at], p.item_idx[at], p.scores[at], p.channels) for p in parts])
         c = len(block.channels)
         blend = Blend(block.channels, np.ones((1, 3 * c + facts.shape[1]), np.float32), np.ones(c, np.float32))
-        rank(block, blend, 30, facts=facts, stay=block.item_idx >= 0, creators=np.full(n_items, -1, np.int32), creator_cap=3,
-             cold=facts[:, 1] > 0, cold_share=.1)
+        best = shortlist(block, blend, 200, facts=facts, stay=block.item_idx >= 0)
+        best.at(list_order(best.items, best.score, nothing_known(n_items), 30, creator_cap=3, cold=facts[:, 1] > 0, cold_share=.1))
     return len(parts[0].user_idx) / (time.perf_counter() - start)
 
 

@@ -189,7 +189,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #1ee89469
+# %% ../nbs/92_cli.ipynb #71c30f30
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -210,6 +210,8 @@ def render(lists: pd.DataFrame, songs: pd.DataFrame, how: Format, explain: bool)
     "A playlist as text in one of the formats; `songs` is indexed by song_id."
     rows = lists.join(songs[[c for c in (Col.TITLE, Col.CREATOR, Col.DURATION, Col.AUDIO) if c in songs]], on=Col.SONG)
     rows[Col.TITLE] = rows[Col.TITLE].fillna(rows[Col.SONG]).str.split().str.join(" ")
+    if how in (Format.m3u, Format.jspf) and Col.PLAY_ORDER in rows: # what is heard has neighbours that fit
+        rows = rows.sort_values([Col.USER, Col.PLAY_ORDER], kind="stable")
     if how == Format.json:
         return rows.to_json(orient="records", force_ascii=False, indent=1)
     if how == Format.m3u:

@@ -4,16 +4,22 @@
 
 # %% auto #0
 __all__ = ['UNDATED', 'GAINS', 'CELLS', 'IdMap', 'utc', 'microseconds', 'as_microseconds', 'CodedLog', 'encode_log', 'strengths',
-           'History', 'pad_history', 'top_k', 'top_k_sparse', 'from_lists', 'earlier_in_group', 'Candidates', 'lookup']
+           'History', 'pad_history', 'top_k', 'top_k_sparse', 'from_lists', 'earlier_in_group', 'Candidates', 'lookup',
+           'in_blocks']
 
-# %% ../nbs/05_codes.ipynb #0d58abda
+# %% ../nbs/05_codes.ipynb #238d1e99
 import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from threadpoolctl import ThreadpoolController
 
 from .schema import INTERACTION_TYPES, Col
 
@@ -244,3 +250,20 @@ def lookup(matrix: sparse.csr_matrix, rows: np.ndarray, cols: np.ndarray) -> np.
     if ok.any():
         out[ok] = np.asarray(matrix[rows[ok], cols[ok]]).ravel()
     return out
+
+# %% ../nbs/05_codes.ipynb #17b5eda9
+@cache
+def _blas() -> ThreadpoolController:
+    "The libraries that are loaded, found once."
+    return ThreadpoolController()
+
+def in_blocks(work: Callable[[int], None], n: int, step: int) -> None:
+    "`work(i)` for i = 0, step, 2·step … below n, on all cores; in this thread if there is but one."
+    starts = range(0, n, step)
+    with _blas().limit(limits=1, user_api="blas"):
+        if len(starts) < 2:
+            for i in starts:
+                work(i)
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(work, starts))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHANNEL_CONFIGS', 'HistoryConfig', 'SplitsConfig', 'EmbeddingsConfig', 'ItemCFConfig', 'EaseConfig',
            'TransitionsConfig', 'ContentConfig', 'PromptBasedConfig', 'UserBasedConfig', 'ContentFactorsConfig',
-           'TwoTowerConfig', 'InterestsConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError', 'load_config',
-           'changed_settings']
+           'DinConfig', 'TwoTowerConfig', 'InterestsConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError',
+           'load_config', 'changed_settings']
 
 # %% ../nbs/01_config.ipynb #b108b246
 import difflib
@@ -103,7 +103,26 @@ class ContentFactorsConfig(UserBasedConfig):
     prior: float = Setting(10.0, gt=0, description="listeners after whom a song's own factors count as much as its content")
     penalty: float = Setting(30.0, gt=0, description="of the regression, in listeners")
 
-# %% ../nbs/01_config.ipynb #e490782c
+# %% ../nbs/01_config.ipynb #f144b648
+class DinConfig(_Component):
+    "Click-through rate by target attention (`recommenders.din_ranker`)."
+    dim: int = Setting(16, ge=1, le=1024, description="numbers per song")
+    hidden: int = Setting(16, ge=1, le=1024, description="hidden units of the attention")
+    deep: int = Setting(32, ge=1, le=4096, description="hidden units above it")
+    kind: Literal["din", "mean", "linear"] = Setting("din", description="mean of the history, or logistic regression, for comparison")
+    weeks: int = Setting(10, ge=1, le=520, description="weeks of impressions and plays that are learnt from, the newest")
+    hold_out: int = Setting(1, ge=1, le=52, description="newest weeks by which epochs and calibration are chosen")
+    negatives: int = Setting(4, ge=1, le=1000, description="songs drawn beside each play")
+    batch_size: int = Setting(32, ge=1, le=65_536, description="lists per step, and up to eight times as many plays")
+    learning_rate: float = Setting(2e-3, gt=0)
+    weight_decay: float = Setting(1e-2, ge=0)
+    id_penalty: float = Setting(1.0, ge=0, description="on own vectors of songs, by their frequency")
+    dropout: float = Setting(.2, ge=0, lt=1)
+    epochs: int = Setting(8, ge=1, description="at most")
+    patience: int = Setting(2, ge=1, description="epochs without a better held-out likelihood after which it stops")
+    threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
+
+# %% ../nbs/01_config.ipynb #fd813ee1
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -152,7 +171,7 @@ class QualityConfig(_Component):
     quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
     min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
 
-# %% ../nbs/01_config.ipynb #31770cd9
+# %% ../nbs/01_config.ipynb #85d3f3af
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
     n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
@@ -167,22 +186,27 @@ class HybridConfig(_Component):
     user_cf_weight: float = Setting(.30, ge=0)
     two_tower_weight: float = Setting(.40, ge=0)
     interests_weight: float = Setting(.60, ge=0)
-    din_weight: float = Setting(.70, ge=0)
-    prompt_weight: float = Setting(.30, ge=0)
+    use_fine_ranking: bool = True
+    n_fine: int = Setting(200, ge=1, le=10_000, description="candidates that fine ranking puts in order")
+    recall_weight: float = Setting(1.0, ge=0, description="of recall's own score in fine ranking, where weights are not learnt")
+    din_weight: float = Setting(.70, ge=0, description="of the chance of a click")
+    prompt_weight: float = Setting(.30, ge=0, description="of the likeness of prompts")
     use_quality_filter: bool = True
     use_music_flamingo: bool = False
+    variety: float = Setting(.3, ge=0, le=1, description="of a list, against relevance; 0: the order of the score")
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")
     cold_share: float = Setting(.1, ge=0, le=1, description="at least this share of a playlist are cold songs, where recall found any")
     cold_listeners: int = Setting(5, ge=1, description="a song with fewer listeners is cold")
 
-    @field_validator("din_weight", "prompt_weight", "use_music_flamingo")
+    @field_validator("use_music_flamingo")
     @classmethod
-    def _absent(cls, value: float | bool, info: ValidationInfo) -> float | bool:
+    def _absent(cls, value: bool, info: ValidationInfo) -> bool:
         "A setting of a stage that is not in this version may be named, not changed: it would do nothing."
         if value != cls.model_fields[str(info.field_name)].default:
             raise ValueError(f"{info.field_name} would do nothing: its stage is not in this version")
         return value
 
+# %% ../nbs/01_config.ipynb #6b540b5e
 class Config(_Component):
     "All settings of a workspace."
     live: bool = Setting(False, description="a growing log: weeks follow the clock, not the last event")
@@ -200,6 +224,7 @@ class Config(_Component):
     two_tower: TwoTowerConfig = TwoTowerConfig()
     interests: InterestsConfig = InterestsConfig()
     quality_filter: QualityConfig = QualityConfig()
+    din: DinConfig = DinConfig()
     hybrid: HybridConfig = HybridConfig()
 
 # %% ../nbs/01_config.ipynb #1c300413

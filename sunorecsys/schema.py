@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-# %% ../nbs/00_schema.ipynb #ccf8145d
+# %% ../nbs/00_schema.ipynb #f6cc4972
 class Col:
     "The column names of all tables; no other module spells them."
     USER, SONG, CREATOR = "user_id", "song_id", "creator_id"
@@ -24,7 +24,7 @@ class Col:
     PROMPT, LYRICS, VERSION, AUDIO = "prompt", "lyrics", "model_version", "audio"
     OBSERVED, PLAYS, LIKES, COMMENTS = "observed_at", "plays", "likes", "comments"
     LIST, POSITION, CLICKED, POLICY, PROPENSITY = "list_id", "position", "clicked", "policy", "propensity"
-    RANK, SCORE, CHANNEL = "rank", "score", "channel"
+    RANK, SCORE, CHANNEL, PLAY_ORDER = "rank", "score", "channel", "play_order"
     REASON_KIND, REASON_ID, REASON_WEIGHT = "reason_kind", "reason_id", "reason_weight"
     WEEK, VARIANT = "week", "variant"
 

@@ -29,7 +29,7 @@ from .notebooks import notebooks_folder, read_notebook, tags
 from .schema import Col
 from .workspace import WEEK, Workspace, read_json, write_json
 
-# %% ../nbs/16_stages.ipynb #820b6cd6
+# %% ../nbs/16_stages.ipynb #d63fe260
 @dataclass(frozen=True)
 class Stage:
     "A step of the weekly run: its notebook, the stages it `needs`, what it writes into the run, the settings it reads."
@@ -39,7 +39,7 @@ class Stage:
     settings: tuple[str, ...]
 
 _RECALL = ("splits", "item_cf", "user_based", "content", "content_factors", "prompt_based", "two_tower", "interests",
-           "quality_filter")
+           "quality_filter", "din")
 STAGES: dict[str, Stage] = {
     "splits": Stage("17_data.splits", (), ("frozen", "splits"), ("splits", "random_state")),
     "embeddings": Stage("39_embeddings.songs", ("splits",), ("embeddings",), ("embeddings",)),
@@ -56,6 +56,7 @@ STAGES: dict[str, Stage] = {
                           ("prompt_based", "history", "random_state")),
     "interests": Stage("48_recommenders.interests", ("splits", "embeddings"), ("models/interests",),
                        ("interests", "history", "random_state")),
+    "din": Stage("62_recommenders.din_ranker", ("splits", "embeddings", "interests"), ("models/din",), ("din", "history", "random_state")),
     "quality_filter": Stage("50_recommenders.quality_filter", ("splits",), ("models/quality_filter",), ("quality_filter",)),
     "hybrid": Stage("72_recommenders.hybrid", _RECALL,
                     ("models/hybrid", "playlists.parquet"), ("hybrid", "quality_filter", "history", "random_state")),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAY_US', 'WEEK_US', 'DAYS', 'Rows', 'STRIP', 'AT_ONCE', 'REACTIONS', 'draw_interest', 'session_starts', 'draw_slots',
            'novelty', 'weights', 'discover', 'reaction', 'taste_scale', 'taste', 'policy_scores', 'deal',
-           'propensities', 'fill_lists', 'examination', 'show_lists', 'copy_repeats', 'listen']
+           'propensities', 'fill_lists', 'examination', 'show_lists', 'fresh_lists', 'copy_repeats', 'listen']
 
 # %% ../../nbs/12c_data.listening.ipynb #0606924a
 import numpy as np
@@ -227,6 +227,17 @@ def show_lists(
         found = found + np.bincount(at, minlength=n)
         np.add.at(counts, (who, genre[at]), 1) # −1, no genre, counts in the last column
     return {k: np.concatenate([r[k] for r in shown]) for k in shown[0]}, {f"list_{k}": np.stack(v) for k, v in known.items()}
+
+# %% ../../nbs/12c_data.listening.ipynb #9d45e3ad
+def fresh_lists(config: WorldConfig, truth: Truth, week: int, n_lists: int, rng: np.random.Generator) -> Rows:
+    "Impressions of `n_lists` more lists for everybody who has joined by `week`, by its policy; rows of a list lie together."
+    user = np.repeat(np.flatnonzero(truth["user_joined"] <= week), n_lists).astype(np.int32)
+    exists = truth["song_created"] < config.start_us + week * WEEK_US
+    length, group = min(config.list_length, int(exists.sum())), truth["list_group"][week]
+    scores = policy_scores(truth["list_found"][week], exists, truth["shown_genre"])
+    theme = truth["list_theme"][week].astype(np.int64)[user]
+    songs = fill_lists(scores, group, theme, length, rng)
+    return _impress(config, truth, week, user, theme, propensities(scores, group, length), songs, rng)
 
 # %% ../../nbs/12c_data.listening.ipynb #986074a9
 def copy_repeats(interest: np.ndarray, song: np.ndarray, usable: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['without', 'blended', 'ablation', 'only_songs', 'genre_popularity']
 
-# %% ../../nbs/79_evaluation.ablation.ipynb #f79b2dfa
+# %% ../../nbs/79_evaluation.ablation.ipynb #0c05f4a7
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from ..codes import Candidates, top_k
-from ..recommenders.blending import Blend, Lesson, configured, learn_blend, rank
+from ..recommenders.blending import Blend, Lesson, configured, learn_blend, shortlist
 from ..recommenders.hybrid import HybridRecommender, lesson
 from ..recommenders.listening import Listening
 from ..schema import Col
 from .metrics import evaluate, paired_bootstrap
 from .protocol import Question
 
-# %% ../../nbs/79_evaluation.ablation.ipynb #a43f5593
+# %% ../../nbs/79_evaluation.ablation.ipynb #46b393df
 def without(block: Candidates, channel: str) -> Candidates:
     "The candidates that the other channels found, in the same places; −1 where nobody else had the song."
     kept = [c for c, name in enumerate(block.channels) if name != channel]
@@ -29,9 +29,7 @@ def without(block: Candidates, channel: str) -> Candidates:
 def blended(taught: Lesson, fallback: Blend, n: int) -> np.ndarray: # item codes int32 [Q, n]
     "The n best of a lesson's candidates by a blend that was learnt from the other listeners of it."
     block, _, facts = taught
-    nobody = np.full(len(facts), -1, np.int32)
-    return rank(block, learn_blend([taught], fallback, folds=5), n, facts=facts, stay=block.item_idx >= 0, creators=nobody,
-                creator_cap=n).items
+    return shortlist(block, learn_blend([taught], fallback, folds=5), n, facts=facts, stay=block.item_idx >= 0).items
 
 def ablation(hybrid: HybridRecommender, q: Question, k: int = 30) -> pd.DataFrame:
     "A row a channel: NDCG@k of all channels, of all but this one, the difference with its interval, and the songs that it alone found."

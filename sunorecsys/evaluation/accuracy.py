@@ -7,7 +7,7 @@ __all__ = ['GRID', 'FADING', 'Chosen', 'READ_CONTENT', 'Lessons', 'fit_channel',
            'blend_of', 'blends', 'refit', 'lessons_of', 'taught_blends', 'score_strangers', 'among_given', 'Accuracy',
            'best_channel', 'accuracy', 'pooled', 'write_accuracy', 'log_look']
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #31bb04c1
+# %% ../../nbs/82_evaluation.accuracy.ipynb #168b68d1
 import copy
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ from ..recommenders.blending import Blend, Lesson, learn_blend
 from ..recommenders.hybrid import CHANNELS, HybridRecommender, compose, lesson
 from ..recommenders.item_content_based import shuffled
 from ..recommenders.listening import Listening, cold_songs
+from ..recommenders.rerank import nothing_known
 from ..schema import Col
 from ..workspace import logger
 from .ablation import genre_popularity, only_songs
@@ -94,14 +95,14 @@ def choose(rounds: Sequence[tuple[Listening, Question]], data: Data, random_stat
                     kept[name] = m
     return chosen, models, tried
 
-# %% ../../nbs/82_evaluation.accuracy.ipynb #813193f2
+# %% ../../nbs/82_evaluation.accuracy.ipynb #9b9e7201
 READ_CONTENT = ("content", "content_factors", "prompt_based", "two_tower", "interests") # words or vectors
 
 def blend_of(models: Mapping[str, Recommender], blend: Blend | None = None) -> HybridRecommender:
     "A blend of fitted channels; None: with the configured weights."
-    m = HybridRecommender(use_quality_filter=False, creator_cap=1000, n=1000, cold_share=0)
+    m = HybridRecommender(use_quality_filter=False, use_fine_ranking=False, creator_cap=1000, n=1000, cold_share=0, variety=0)
     n_items = len(next(iter(models.values())).x.items)
-    return compose(m, dict(models), None, np.full(n_items, -1, np.int32), blend)
+    return compose(m, dict(models), None, nothing_known(n_items), blend)
 
 def blends(models: Mapping[str, Recommender], taught: Mapping[str, Blend] | None = None) -> dict[str, HybridRecommender]:
     "The blend of all channels and, where there is content, that of the others; `taught`: with these weights."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['week_number', 'discovery_share', 'tastes', 'list_share', 'oracle_scores', 'session_likelihood', 'Prototypes',
-           'draw_prototypes', 'posterior', 'predictive', 'informed_ceiling']
+           'draw_prototypes', 'posterior', 'predictive', 'informed_ceiling', 'click_chances', 'informed_click_chances']
 
 # %% ../../nbs/21_evaluation.ceiling.ipynb #cedd38a1
 from dataclasses import dataclass
@@ -162,4 +162,29 @@ def informed_ceiling(
     for a in range(0, len(users), block):
         some = users[a:a + block]
         out[a:a + block] = predictive(config, truth, p, posterior(config, truth, h, p, some, n_rounds), some, week)
+    return out
+
+# %% ../../nbs/21_evaluation.ceiling.ipynb #1a6a0093
+def click_chances(config: WorldConfig, truth: Truth, user_codes: np.ndarray) -> np.ndarray: # float32 [U, I]
+    "True probability that each listener clicks each song that they look at."
+    place = np.full(len(truth["user_rate"]), -1)
+    place[user_codes] = np.arange(len(user_codes))
+    mine = np.flatnonzero(place[truth["interest_user"]] >= 0)
+    click = reaction("click", tastes(config, truth, truth["interest_factors"][mine]), truth["song_quality"])
+    share = sparse.csr_matrix((truth["interest_weight"][mine], (place[truth["interest_user"][mine]], np.arange(len(mine)))),
+                              shape=(len(user_codes), len(mine)))
+    return (share @ click).astype(np.float32)
+
+def informed_click_chances(
+    config: WorldConfig, truth: Truth, interactions: pd.DataFrame, user_codes: np.ndarray, as_of: pd.Timestamp, *,
+    n_prototypes: int = 4000, n_rounds: int = 5, random_state: int = 0, block: int = 100,
+) -> np.ndarray: # float32 [U, I]
+    "The same inferred from plays before `as_of`."
+    week, h, users = week_number(config, as_of), _history(truth, interactions, as_of), np.asarray(user_codes, np.int64)
+    p = draw_prototypes(config, truth, week, n_prototypes, random_state)
+    places = interest_factors(*draw_places(config, truth, n_prototypes, np.random.default_rng(random_state)))
+    click = reaction("click", tastes(config, truth, places), truth["song_quality"]).astype(np.float32)
+    out = np.empty((len(users), click.shape[1]), np.float32)
+    for a in range(0, len(users), block):
+        out[a:a + block] = posterior(config, truth, h, p, users[a:a + block], n_rounds) @ click
     return out

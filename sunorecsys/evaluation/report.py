@@ -72,16 +72,17 @@ def yardsticks_of(this: Run, hybrid: HybridRecommender, q: Question, n: int) -> 
     plays = training_tables(this.folder, "validation")["interactions"]
     return simulated_yardsticks(this.workspace.simulation, plays, hybrid.x, hybrid.as_of, q, n, this.config.random_state)
 
-# %% ../../nbs/80_evaluation.report.ipynb #15d8d77b
+# %% ../../nbs/80_evaluation.report.ipynb #9842b305
 def after_each_stage(hybrid: HybridRecommender, q: Question, n: int) -> dict[str, np.ndarray]:
-    "Lists [Q, n] after recall and after quality, with the same fitted parts; the hybrid itself is the last stage."
+    "Lists [Q, n] after each stage but the last, with the same fitted parts; the hybrid itself is the last one."
     def variant(**settings: Any) -> np.ndarray:
         config = hybrid.config.model_dump() | settings
         m = HybridRecommender(**config, **hybrid.quality_config.model_dump(), history=hybrid.history, random_state=hybrid.random_state)
-        return answers(compose(m, hybrid.channels, hybrid.quality, hybrid.creators, hybrid.blend), q, n)
-    uncapped = {"creator_cap": max(n, 1), "cold_share": 0.0}
-    return {"after recall": variant(use_quality_filter=False, **uncapped), "after quality": variant(**uncapped),
-            "after creator cap": variant(cold_share=0.0)}
+        return answers(compose(m, hybrid.channels, hybrid.quality, hybrid.about, hybrid.blend, None, hybrid.din, hybrid.fine), q, n)
+    loose = {"creator_cap": max(n, 1), "cold_share": 0.0}
+    uncapped, coarse = loose | {"variety": 0.0}, {"use_fine_ranking": False}
+    return {"after recall": variant(use_quality_filter=False, **uncapped, **coarse), "after quality": variant(**uncapped, **coarse),
+            "after fine ranking": variant(**uncapped), "after variety": variant(**loose), "after creator cap": variant(cold_share=0.0)}
 
 def cold_part(this: Run, hybrid: HybridRecommender, q: Question, ks: Sequence[int] = KS) -> pd.DataFrame:
     "The tidy table for cold songs alone: every model and yardstick may answer with nothing else; empty when nobody played one."
@@ -194,7 +195,7 @@ def headline(facts: dict[str, Any], table: pd.DataFrame) -> str:
         lines.append("No ceiling and no oracle: the log has more than was simulated, or the week is none of the simulation's.")
     return "\n\n".join(lines)
 
-# %% ../../nbs/80_evaluation.report.ipynb #9509ff18
+# %% ../../nbs/80_evaluation.report.ipynb #986cd2b0
 def one_list(this: Run, n: int = 15) -> pd.DataFrame:
     "The first songs of the playlist of a typically active listener, with titles and reasons."
     lists = pd.read_parquet(this.folder / "playlists.parquet")
@@ -206,7 +207,7 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
     titles = pd.read_parquet(this.folder / "frozen" / "songs.parquet").set_index(Col.SONG)[Col.TITLE]
     mine = lists[(lists[Col.USER] == user) & (lists[Col.RANK] <= n)]
     out = pd.DataFrame({"listener": user, Col.RANK: mine[Col.RANK], Col.TITLE: titles.reindex(mine[Col.SONG]).to_numpy(),
-                        Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND],
+                        "heard as": mine[Col.PLAY_ORDER], Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND],
                         "reason": titles.reindex(mine[Col.REASON_ID]).to_numpy()})
     return out.set_index(["listener", Col.RANK])
 

@@ -226,8 +226,8 @@ def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.D
     return pd.DataFrame({"seed": np.asarray(song_ids, object)[u], Col.RANK: at + 1,
                          Col.SONG: model.x.items.decode(items[u, at]), Col.SCORE: scores[u, at]})
 
-# %% ../../nbs/40b_recommenders.base.ipynb #9b4442da
-FORMAT, MANIFEST, ABSENT = 6, "manifest.json", "absent.json"
+# %% ../../nbs/40b_recommenders.base.ipynb #3bb9c320
+FORMAT, MANIFEST, ABSENT = 7, "manifest.json", "absent.json"
 LIBRARIES = ("sunorecsys", "numpy", "scipy", "pandas", "implicit")
 
 def sealed(folder: Path) -> dict[str, str]:

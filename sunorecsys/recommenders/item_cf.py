@@ -6,9 +6,7 @@
 __all__ = ['VETO', 'TOGETHER', 'PAIRS', 'METHODS', 'shrunk_columns', 'neighbours', 'faded', 'voters', 'votes', 'strongest_seed',
            'SeedVotes', 'ItemCF', 'fit_week']
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #a174f97a
-import os
-from concurrent.futures import ThreadPoolExecutor
+# %% ../../nbs/41_recommenders.item_cf.ipynb #85815968
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 from implicit.nearest_neighbours import all_pairs_knn
 from scipy import sparse
 
-from ..codes import History, from_lists, lookup, top_k_sparse
+from ..codes import History, from_lists, in_blocks, lookup, top_k_sparse
 from ..config import EaseConfig, HistoryConfig, ItemCFConfig, TransitionsConfig
 from ..stages import Run
 from .base import Configured, MissingInput, Reasons, fit_channels
@@ -63,7 +61,7 @@ def voters(near: sparse.csr_matrix) -> sparse.csr_matrix:
     "float32 CSR (items, 2 × items): who votes for a song, first as a neighbour, then as a veto against itself."
     return sparse.hstack([near.T, VETO * sparse.identity(near.shape[0], np.float32)], format="csr", dtype=np.float32)
 
-# %% ../../nbs/41_recommenders.item_cf.ipynb #f18d5659
+# %% ../../nbs/41_recommenders.item_cf.ipynb #01492272
 def votes(
     seeds: sparse.csr_matrix, # float32 (U, items)
     by: sparse.csr_matrix, # `voters(…)`
@@ -79,8 +77,7 @@ def votes(
         count.data[count.data < 0] = 0
         count.eliminate_zeros()
         items[at], top[at] = top_k_sparse(count, k)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(block, range(0, seeds.shape[0], TOGETHER)))
+    in_blocks(block, seeds.shape[0], TOGETHER)
     return items, top
 
 # %% ../../nbs/41_recommenders.item_cf.ipynb #3af39304

@@ -7,9 +7,7 @@ __all__ = ['BLOCK', 'PAIRS', 'N_LIKE', 'confidence', 'als', 'fit_factors', 'fold
            'leave_out', 'nearest_seed', 'who_has_it', 'played_last', 'not_stored', 'listener_vectors', 'like_minded',
            'UserBased']
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #0ceb16ff
-import os
-from concurrent.futures import ThreadPoolExecutor
+# %% ../../nbs/42_recommenders.user_based.ipynb #4840ae84
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from ..codes import History, lookup, top_k
+from ..codes import History, in_blocks, lookup, top_k
 from ..config import HistoryConfig, UserBasedConfig
 from ..schema import Col
 from .base import Reasons, Recommender, stored_seeds
@@ -74,7 +72,7 @@ def short_list(products: np.ndarray, k: int, slack: np.ndarray) -> np.ndarray:
     near[row, np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)] = position
     return near
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #2359a2ea
+# %% ../../nbs/42_recommenders.user_based.ipynb #e1f305fc
 BLOCK = 2**23  # products held at once per thread; 32 MB
 
 def best_products(
@@ -97,8 +95,7 @@ def best_products(
             out = exclude[at]
             products[np.repeat(np.arange(len(q)), np.diff(out.indptr)), out.indices] = -np.inf
         items[at], scores[at] = _rescore(q, vectors, short_list(products, k, slack[at]), k)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(block, range(0, len(queries), step)))
+    in_blocks(block, len(queries), step)
     return items, scores
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #0abf9f73

@@ -1,0 +1,155 @@
+"""Fine ranking and re-ranking at their edges: what attention is for, odd candidates, other processes."""
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sunorecsys.codes import History
+from sunorecsys.config import HistoryConfig
+from sunorecsys.evaluation.predictions import gauc
+from sunorecsys.recommenders.chaining import chained
+from sunorecsys.recommenders.din_ranker import DinRanker
+from sunorecsys.recommenders.hybrid import HybridRecommender
+from sunorecsys.recommenders.listening import listen
+from sunorecsys.recommenders.rerank import About, list_order
+from sunorecsys.schema import Col, validate
+from sunorecsys.testing import AS_OF, toy_tables
+
+QUICK = {"user_based": {"n_factors": 8}, "interests": {"restarts": 1, "rounds": 5, "n_interests": 6, "points": 20},
+         "two_tower": {"epochs": 1}, "din": {"epochs": 2}, "n_recall": 20}
+
+
+def two_interests(seed=0, users=150, songs=160, weeks=6):
+    """Songs on a circle; every listener likes two opposite places of it, so that the mean of what they play says nothing; all songs are
+    shown alike, and a song near either place is clicked."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, songs)
+    mine = rng.uniform(0, np.pi, users)
+    fits = np.cos(angle[None] - mine[:, None])**2  # near the place or opposite to it
+    start = AS_OF - weeks * pd.Timedelta(weeks=1)
+
+    def times(n):
+        return start + pd.to_timedelta(rng.uniform(0, weeks * 7 * 86_400 - 1, n), "s")
+    plays, shown = [], []
+    for u in range(users):
+        liked = rng.choice(songs, 40, p=fits[u]**6 / (fits[u]**6).sum())
+        plays.append(pd.DataFrame({Col.USER: f"u{u:03d}", Col.SONG: liked, Col.TIME: times(40)}))
+        seen = rng.integers(0, songs, 20 * weeks)
+        clicked = rng.random(len(seen)) < .02 + .5 * fits[u, seen]**4
+        week = np.repeat(np.arange(weeks), 20)
+        when = start + pd.to_timedelta(week * 7 * 86_400 + 3600, "s")
+        shown.append(pd.DataFrame({Col.LIST: [f"{w}-{u}" for w in week], Col.USER: f"u{u:03d}", Col.SONG: seen, Col.TIME: when,
+                                   Col.POSITION: np.tile(np.arange(1, 21), weeks), Col.CLICKED: clicked.astype(int)}))
+    tables = {"interactions": pd.concat(plays, ignore_index=True), "impressions": pd.concat(shown, ignore_index=True)}
+    tables = {k: validate(t.assign(**{Col.SONG: [f"s{i:03d}" for i in t[Col.SONG]]}), k)[0] for k, t in tables.items()}
+    ids = [f"s{i:03d}" for i in range(songs)]
+    tables["songs"] = validate(pd.DataFrame({Col.SONG: ids, Col.TITLE: ids}), "songs")[0]
+    x = listen(tables["interactions"], tables["songs"], AS_OF)
+    place = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    known = SimpleNamespace(x=x, arrays={"features": place, "own": np.zeros((1, songs, 0), np.float32),
+                                         "points": rng.standard_normal((1, 500, 2)).astype(np.float32)})
+    asked = np.tile(np.arange(songs, dtype=np.int32), (users, 1))
+    clicked = rng.random(asked.shape) < .02 + .5 * fits**4
+    return tables, known, asked, clicked
+
+
+def test_attention_finds_two_interests_where_the_mean_finds_none():
+    tables, known, asked, clicked = two_interests()
+    score = {}
+    for kind in ("linear", "mean", "din"):
+        model = DinRanker(kind=kind, epochs=4).fit(**tables, as_of=AS_OF, interests=known, progress=False)
+        z = model.score(known.x.history, asked)
+        score[kind] = gauc(z.ravel(), clicked.ravel(), np.repeat(np.arange(len(asked)), asked.shape[1]))
+    assert score["din"] > .8, score
+    assert score["din"] > score["mean"] + .05, score
+    assert score["din"] > score["linear"] + .2, score
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    tables = toy_tables()
+    return HybridRecommender(**QUICK).fit(**tables, as_of=AS_OF)
+
+
+def test_many_candidates_one_candidate_and_nobody(fitted):
+    din, n = fitted.din, len(fitted.x.items)
+    many = np.random.default_rng(0).integers(0, n, (3, 10_000)).astype(np.int32)
+    h = fitted.x.history.rows(slice(0, 3))
+    z = din.score(h, many)
+    assert np.isfinite(z).all()
+    np.testing.assert_allclose(din.score(h, many[:, :1])[:, 0], z[:, 0], rtol=1e-5)
+    nobody = History(np.full((3, 4), -1, np.int32), np.zeros((3, 4), np.float32))
+    assert np.isfinite(din.score(nobody, many[:, :5])).all()
+    assert din.score(h, np.full((3, 2), -1, np.int32)).tolist() == [[0, 0]] * 3
+    assert din.score(h, np.empty((3, 0), np.int32)).shape == (3, 0)
+
+
+def test_one_creator_and_none():
+    rng = np.random.default_rng(0)
+    items = np.array([rng.permutation(200)[:60] for _ in range(5)], np.int32)
+    score = -np.sort(-rng.standard_normal(items.shape).astype(np.float32))
+    v = rng.standard_normal((200, 8)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    none = np.full(200, -1, np.int32)
+    for variety in (0.0, .3):
+        one = list_order(items, score, About(np.zeros(200, np.int32), none, v), 30, creator_cap=3, variety=variety)
+        assert all(len(set(row)) == 30 for row in one)  # a full list, though all are of one creator
+        free = list_order(items, score, About(none, none, v), 30, creator_cap=1, variety=variety)
+        assert all(len(set(row)) == 30 for row in free)
+    assert (free == list_order(items, score, About(none, none, v), 30, creator_cap=99, variety=.3)).all()  # nobody is not one creator
+
+
+def test_songs_without_vectors_stand_anywhere():
+    v = np.zeros((9, 4), np.float32)
+    items = np.arange(8, dtype=np.int32)[None]
+    assert sorted(chained(items, v)[0]) == list(range(8))
+    none = np.full(9, -1, np.int32)
+    assert list_order(items, -items.astype(np.float32), About(none, none, v), 5, creator_cap=3, variety=.5)[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_lists_carry_stages_and_a_playing_order(fitted):
+    lists = fitted.recommend(user_ids=fitted.x.users.ids[:5].tolist(), n=6)
+    for _, mine in lists.groupby(Col.USER):
+        assert sorted(mine[Col.PLAY_ORDER]) == list(range(1, len(mine) + 1))
+        assert mine.loc[mine["rank"] == 1, Col.PLAY_ORDER].item() == 1  # the best song opens the list
+    assert {"stage_recall", "stage_din"} <= set(lists)
+    found = lists[lists["channel"] != "popularity"]
+    assert found["stage_din"].notna().all()
+
+
+def test_without_dates_there_is_no_click_model():
+    tables = toy_tables()
+    undated = tables["interactions"].assign(**{Col.TIME: pd.Series(pd.NaT, tables["interactions"].index, dtype="datetime64[us, UTC]")})
+    model = HybridRecommender(**QUICK).fit(**tables | {"interactions": undated}, as_of=AS_OF)
+    assert model.din is None
+    assert "plays with dates" in model.absent["din"]
+    assert len(model.recommend("u03", n=4)) == 4
+
+
+def test_a_ranker_of_another_catalogue_is_refused(fitted):
+    from sunorecsys.recommenders.hybrid import compose
+    tables = toy_tables(n_songs=30)
+    other = DinRanker(epochs=1, history=HistoryConfig(last_n=5)).fit(**tables, as_of=AS_OF, progress=False)
+    with pytest.raises(ValueError, match="click model was fitted on other songs"):
+        compose(HybridRecommender(**QUICK), fitted.channels, fitted.quality, fitted.about, din=other)
+
+
+def test_scores_are_the_same_in_another_process(fitted, tmp_path):
+    fitted.din.save(tmp_path / "din")
+    h = fitted.x.history
+    np.savez(tmp_path / "in.npz", item_idx=h.item_idx, weight=h.weight)
+    code = f"""
+import numpy as np
+from pathlib import Path
+from sunorecsys.codes import History
+from sunorecsys.recommenders.din_ranker import DinRanker
+a = np.load(r"{tmp_path}/in.npz")
+items = np.tile(np.arange(7, dtype=np.int32), (len(a["item_idx"]), 1))
+np.save(r"{tmp_path}/out.npy", DinRanker.load(Path(r"{tmp_path}/din")).score(History(a["item_idx"], a["weight"]), items))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    items = np.tile(np.arange(7, dtype=np.int32), (len(h), 1))
+    assert (np.load(tmp_path / "out.npy") == fitted.din.score(h, items)).all()
