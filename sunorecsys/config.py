@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHANNEL_CONFIGS', 'HistoryConfig', 'SplitsConfig', 'EmbeddingsConfig', 'ItemCFConfig', 'EaseConfig',
            'TransitionsConfig', 'ContentConfig', 'PromptBasedConfig', 'UserBasedConfig', 'ContentFactorsConfig',
-           'DinConfig', 'TwoTowerConfig', 'InterestsConfig', 'QualityConfig', 'HybridConfig', 'Config', 'ConfigError',
-           'load_config', 'changed_settings']
+           'DinConfig', 'TwoTowerConfig', 'InterestsConfig', 'QualityWeights', 'QualityConfig', 'HybridConfig',
+           'Config', 'ConfigError', 'load_config', 'changed_settings']
 
 # %% ../nbs/01_config.ipynb #b108b246
 import difflib
@@ -122,7 +122,7 @@ class DinConfig(_Component):
     patience: int = Setting(2, ge=1, description="epochs without a better held-out likelihood after which it stops")
     threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
 
-# %% ../nbs/01_config.ipynb #fd813ee1
+# %% ../nbs/01_config.ipynb #8eb62918
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -166,10 +166,21 @@ CHANNEL_CONFIGS: dict[str, type[_Component]] = {
     "content": ContentConfig, "content_factors": ContentFactorsConfig, "prompt_based": PromptBasedConfig,
     "two_tower": TwoTowerConfig, "interests": InterestsConfig}
 
+# %% ../nbs/01_config.ipynb #3deb4a0d
+class QualityWeights(_Component):
+    "What each judge of a song counts, among those that have judged it; engagement holds where none of the others has."
+    flamingo: float = Setting(.6, ge=0)
+    audiobox: float = Setting(.4, ge=0)
+    engagement: float = Setting(0.0, ge=0, description="beside a judge of the sound")
+
 class QualityConfig(_Component):
     "Coarse ranking (`recommenders.quality_filter`)."
     quality_threshold: float = Setting(.3, ge=0, le=1, description="0.5 = usual engagement; songs below it go while enough remain")
-    min_plays: float = Setting(10.0, ge=0, description="songs with fewer plays are exempt")
+    threshold_is: Literal["score", "quantile"] = Setting("score", description="quantile: that share of the judged songs lies below")
+    min_plays: float = Setting(5.0, ge=0, description="songs with fewer plays are exempt, unless their sound was judged")
+    demand_weight: float = Setting(1.0, ge=0, description="of how many came to a song, beside what they did; 0: reactions only")
+    quality_scores_file: str | None = Setting(None, description="scores of the sound ('sunorecsys quality'), a file in the workspace")
+    weights: QualityWeights = QualityWeights()
 
 # %% ../nbs/01_config.ipynb #85d3f3af
 class HybridConfig(_Component):

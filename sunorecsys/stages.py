@@ -94,7 +94,7 @@ def which_boundary(
                          f"the log begins on {first:%Y-%m-%d}")
     return asked
 
-# %% ../nbs/16_stages.ipynb #9d1a6cff
+# %% ../nbs/16_stages.ipynb #1e68f542
 def stage_cells(stage: str) -> list[str]:
     "The sources of the cells of a stage notebook that a weekly run executes."
     nb = read_notebook(notebooks_folder() / f"{STAGES[stage].notebook}.ipynb")
@@ -107,9 +107,14 @@ def code_hash() -> str:
     modules = [(p.relative_to(package).as_posix(), disk.file_hash(p)) for p in sorted(package.rglob("*.py"))]
     return disk.value_hash([modules, [stage_cells(name) for name in STAGES]])
 
-def input_hashes(workspace: Workspace, as_of: pd.Timestamp) -> dict[str, str]:
-    "Hashes of the tables and the log that a run with boundary `as_of` would freeze."
+def input_hashes(workspace: Workspace, as_of: pd.Timestamp, config: Config) -> dict[str, str]:
+    "Hashes of the tables and the log that a run with boundary `as_of` would freeze, and of a file of scores that its settings name."
     tables = [workspace.songs, workspace.song_stats, workspace.users, workspace.log, workspace.impressions]
+    if config.quality_filter.quality_scores_file:
+        scores = workspace.inside(config.quality_filter.quality_scores_file)
+        if not scores.is_file():
+            raise FileNotFoundError(f"quality_filter.quality_scores_file: no file {scores}; 'sunorecsys quality' makes one")
+        tables.append(scores)
     out = {p.name: disk.file_hash(p) for p in tables if p.exists()}
     if workspace.history_db.exists():
         rows = read_log((None, workspace.history_db), before=as_of)
@@ -195,7 +200,7 @@ def take_over(this: Run, stage: str) -> bool:
             return True
     return False
 
-# %% ../nbs/16_stages.ipynb #0bc48580
+# %% ../nbs/16_stages.ipynb #f5c55074
 def open_run(
     workspace: str | Path, # the workspace's folder
     *,
@@ -216,7 +221,7 @@ def open_run(
         return Run(folder, ws, Config(**m["config"]), pd.Timestamp(m["as_of"]))
     config = load_config(ws.config_file, settings.split() if isinstance(settings, str) else settings)
     start = which_boundary(ws, config, week=week, as_of=as_of)
-    inputs = input_hashes(ws, start)
+    inputs = input_hashes(ws, start, config)
     key, name = run_key(config, start, inputs), disk.week_name(start)
     folder = None if force else disk.find_run(ws, name, key)
     if folder is None:
@@ -227,7 +232,7 @@ def open_run(
             "sunorecsys": importlib.metadata.version("sunorecsys")})
     return Run(folder, ws, config, start)
 
-# %% ../nbs/16_stages.ipynb #a9efcdad
+# %% ../nbs/16_stages.ipynb #743b49cc
 def left_over(run: Path, workspace: Workspace) -> str:
     "What to do about an unfinished run: the command that goes on with it, or that nothing will."
     m = disk.read_record(run / "manifest.json")
@@ -235,7 +240,11 @@ def left_over(run: Path, workspace: Workspace) -> str:
         theirs, start = Config(**m["config"]), pd.Timestamp(m["as_of"])
     except (KeyError, ValueError):
         return "its manifest is damaged or of another version: the folder may be deleted"
-    if run_key(theirs, start, input_hashes(workspace, start)) != m["key"]:
+    try:
+        inputs = input_hashes(workspace, start, theirs)
+    except (FileNotFoundError, ValueError):
+        inputs = {}
+    if run_key(theirs, start, inputs) != m["key"]:
         return "its tables or the code changed since: the folder may be deleted"
     differ = changed_settings(theirs, load_config(workspace.config_file))
     return f"resumed by: sunorecsys weekly -w {workspace.root} --week {m['week']}{''.join(f' --set {k}={v}' for k, v in differ.items())}"

@@ -129,7 +129,7 @@ def log_to(folder: Path | None = None, level: str = "INFO") -> Iterator[logging.
             logger.removeHandler(h)
             h.close()
 
-# %% ../nbs/02_workspace.ipynb #a07165ec
+# %% ../nbs/02_workspace.ipynb #dc539fe9
 class Workspace:
     "The folder of one platform: its tables, log, runs and published weeks."
 
@@ -148,6 +148,13 @@ class Workspace:
             raise FileNotFoundError(f"no workspace at {self.root} (songs.parquet is not there); "
                                     "make one with 'sunorecsys sample' or 'sunorecsys ingest'")
         return self
+
+    def inside(self, name: str) -> Path:
+        "The path of a file named relative to the workspace; `ValueError` if it would lie outside, through `..` or a link."
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root):
+            raise ValueError(f"{name!r} lies outside the workspace {self.root}; name a file in it")
+        return path
 
     def published(self, week: str | None = None) -> Path | None:
         "The run folder published for `week` (default: the newest), or None."

@@ -81,7 +81,7 @@ def bench_accuracy(
     for part in done[0][0] if several else ():
         print(f"\nall data sets, {part}: blend − best channel {interval(*pooled(*map(list, zip(*done, strict=True)), part))}")
 
-# %% ../../nbs/91b_commands.bench.ipynb #f3efd54c
+# %% ../../nbs/91b_commands.bench.ipynb #8cbc3dc0
 @bench_app.command("ranking")
 def bench_ranking(
     data: Annotated[list[Path], typer.Option(help="A simulated workspace with a published week; may be repeated.")],
@@ -89,10 +89,16 @@ def bench_ranking(
     seed: Annotated[int, typer.Option(min=0, help="Of the fresh clicks and of the models.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for ranking.csv, deciles.csv and ranking.png.")] = None,
 ) -> None:
-    "The click model beside logistic regression, the mean of the history, shuffled songs, ceiling and oracle (simulated clicks)."
+    "The quality filter, and the click model beside logistic regression, mean pooling, shuffled songs, ceiling and oracle (simulated)."
+    from sunorecsys.evaluation.filtering import filtering
     from sunorecsys.evaluation.ranking import published_run, ranking, write_ranking
     for folder in data:
-        table, groups, facts = ranking(published_run(folder), n_lists=lists, random_state=seed)
+        run = published_run(folder)
+        for part, when in (("validation", "its last week"), ("final", "the week held back")):
+            removed, stats = filtering(run, part)
+            print(f"== {folder.resolve().name}: the quality filter on {when} (simulated): {json.dumps(stats)}")
+            print(removed.round(3).to_string())
+        table, groups, facts = ranking(run, n_lists=lists, random_state=seed)
         print(f"== {folder.resolve().name} (simulated clicks): {json.dumps(facts)}")
         print(table.round(4).to_string(na_rep=""), groups.round(4).to_string(), sep="\n\n")
         if output is not None:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'WEIGHTS', 'NOT_YET', 'recall', 'passed', 'best_of_recall', 'fine_scores', 'fine_features', 'ranked',
            'best_reasons', 'make_lists', 'compose', 'lesson', 'taught_fine', 'save_parts', 'load_parts', 'left_out',
-           'fit_din', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'make_week']
+           'fit_quality', 'fit_din', 'HybridRecommender', 'trace', 'everybody', 'served', 'served_in_words',
+           'open_parts', 'make_week']
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #fbf8de94
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ CHANNELS: dict[str, type[Recommender]] = {
 WEIGHTS = {name: f"{name}_weight" for name in CHANNELS} | {"user_based": "user_cf_weight"}
 NOT_YET = {"music_flamingo": "re-ranking: not in this version"}
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #7af85237
+# %% ../../nbs/72_recommenders.hybrid.ipynb #3a4b1308
 def recall(model: "HybridRecommender", users: np.ndarray, history: History, exclude: sparse.csr_matrix) -> Candidates:
     "Stage 1: the union of the channels' candidates outside `exclude` (bool CSR [U, items])."
     k = model.config.n_recall
@@ -57,7 +58,7 @@ def passed(model: "HybridRecommender", block: Candidates, n: int) -> np.ndarray:
     "Stage 2: bool [U, K], which candidates stay; three times the list is kept in any case."
     if not model.config.use_quality_filter:
         return block.item_idx >= 0
-    return keep_best(block.item_idx, *model.quality.per_item(model.x.items), model.quality.quality_threshold, at_least=3 * n)
+    return keep_best(block.item_idx, *model.quality.per_item(model.x.items), model.quality.threshold, at_least=3 * n)
 
 def best_of_recall(model: "HybridRecommender", block: Candidates, n: int) -> Ranked:
     "What fine ranking gets: the best of what stays by the blend; without fine ranking, all of it."
@@ -180,13 +181,18 @@ def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommend
         din, quality = DinRanker.load(folder / "din") if m["din"] else None, QualityFilter.load(folder / "quality")
         return compose(cls(**m["params"]), channels, quality, About(a["creators"], a["twins"], a["vectors"]), blend, m["absent"], din, fine)
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #fdbf8796
+# %% ../../nbs/72_recommenders.hybrid.ipynb #90ed02c5
 def left_out(model: "HybridRecommender") -> dict[str, str]:
     "What takes no part in a model's lists, and why."
     out = {n: f"{'fine ranking' if n == 'din' else 'recall'}: {why}" for n, why in model.missing.items()}
     if model.fine.n_learnt and model.fine.gain <= 0:
         out["order"] = f"fine ranking: recall's order stays; held-out plays gained nothing (NDCG@{model.config.n} {model.fine.gain:+.4f})"
     return out | NOT_YET
+
+def fit_quality(model: "HybridRecommender", *, songs: pd.DataFrame | None = None, **tables: Any) -> QualityFilter:
+    "The quality filter of a hybrid whose listening is known; without `interactions` it knows counters and impressions only."
+    known = bare_songs(model.x.items.ids) if songs is None else songs
+    return QualityFilter(**model.quality_config.model_dump()).fit(songs=known, as_of=model.as_of, **tables)
 
 def fit_din(model: "HybridRecommender", **tables: Any) -> None:
     "Fit the click model of a hybrid whose channels are fitted; it is absent, and says why, where its inputs are."
@@ -196,7 +202,7 @@ def fit_din(model: "HybridRecommender", **tables: Any) -> None:
     except MissingInput as e:
         model.missing["din"] = str(e)
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #03be8ef7
+# %% ../../nbs/72_recommenders.hybrid.ipynb #2fe7110a
 class HybridRecommender(Recommender):
     """The four stages over fitted channels; `settings` are those of `HybridConfig` and `QualityConfig`, and a dictionary per channel, as
     in `item_cf={"shrinkage": 5}`."""
@@ -220,8 +226,9 @@ class HybridRecommender(Recommender):
         return super().params() | self.parts | self.quality_config.model_dump() | self.config.model_dump()
 
     def fit(self, *, interactions: pd.DataFrame, as_of: pd.Timestamp, **tables: Any) -> Self:
-        "As of every model; what remains of the tables is for fine ranking, which reads the plays by week."
+        "As of every model; quality and fine ranking read the plays themselves: every reaction, and which week it was in."
         super().fit(interactions=interactions, as_of=as_of, **tables)
+        self.quality = fit_quality(self, interactions=interactions, **tables)
         fit_din(self, interactions=interactions, **tables)
         return self
 
@@ -234,9 +241,7 @@ class HybridRecommender(Recommender):
                 fitted[name] = model.fit_on(self.x, self.as_of, **tables)
             except MissingInput as e:
                 absent[name] = str(e)
-        known = {"songs": bare_songs(self.x.items.ids) if songs is None else songs, "as_of": self.as_of}
-        quality = QualityFilter(**self.quality_config.model_dump()).fit(**tables | known)
-        compose(self, fitted, quality, about_songs(songs, self.x.items, tables.get("embeddings")), absent=absent)
+        compose(self, fitted, fit_quality(self, **tables), about_songs(songs, self.x.items, tables.get("embeddings")), absent=absent)
 
     def _score(self, users: np.ndarray, history: History, exclude: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
         r = ranked(self, recall(self, users, history, exclude), history, k)
@@ -255,7 +260,7 @@ class HybridRecommender(Recommender):
         "Read a saved hybrid."
         return load_parts(cls, Path(folder))
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #a8ee1d6f
+# %% ../../nbs/72_recommenders.hybrid.ipynb #2f7dacd0
 def trace(
     model: HybridRecommender, user_id: str | None = None, n: int | None = None, *, song_ids: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -273,7 +278,7 @@ def trace(
     seeds, stays = q.history.item_idx[0], passed(model, block, n or model.config.n)[0]
     lost = model.x.items.decode(block.item_idx[0][(block.item_idx[0] >= 0) & ~stays]).tolist()
     return {"seeds": model.x.items.decode(seeds[seeds >= 0])[::-1].tolist(), "recall": top, "counts": counts,
-            "removed": lost, "threshold": model.quality.quality_threshold if model.config.use_quality_filter else None,
+            "removed": lost, "threshold": model.quality.threshold if model.config.use_quality_filter else None,
             "absent": model.absent, "playlist": model.recommend(user_id, song_ids=song_ids, n=n)}
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #bb0be582
