@@ -69,7 +69,7 @@ extras: $(READY) ## optional packages whose pins do not resolve with ours: laion
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps laion-clap==1.1.7 musicnn==0.1.0 audiobox_aesthetics==0.0.4
 
 test-extras: extras ## what only runs with the optional packages
-	@for nb in nbs/32b_*.ipynb nbs/34_*.ipynb; do $(BIN)/nbdev_test --path $$nb --n_workers 1 || exit 1; done
+	@for nb in nbs/32b_*.ipynb nbs/34_*.ipynb nbs/52_*.ipynb; do $(BIN)/nbdev_test --path $$nb --n_workers 1 || exit 1; done
 	@$(BIN)/python -m pytest tests/test_musicnn.py -n 2
 
 clean: ## what was made: environment, sample, caches

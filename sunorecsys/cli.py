@@ -6,7 +6,7 @@
 __all__ = ['app', 'err', 'WRONG_INPUT', 'LogLevel', 'main', 'Regime', 'sample', 'BadRow', 'print_formats', 'ingest_command',
            'weekly', 'replay_command', 'status', 'Format', 'sentence', 'render', 'print_trace', 'recommend']
 
-# %% ../nbs/92_cli.ipynb #b31a601d
+# %% ../nbs/92_cli.ipynb #9bf20855
 import contextlib
 import json
 import sys
@@ -23,6 +23,7 @@ from rich.table import Table
 from . import __version__
 from .commands.bench import bench_app
 from .commands.embeddings import DEFAULT_WORKSPACE, SetOption, WorkspaceOption, embed, printed, search, similar
+from .commands.quality import quality
 from .commands.train import train
 from .commands.tune import tune
 from .config import ConfigError
@@ -69,9 +70,9 @@ def _root(
         print(f"sunorecsys {__version__}")
         raise typer.Exit()
 
-# %% ../nbs/92_cli.ipynb #b3ccf4c2
+# %% ../nbs/92_cli.ipynb #fb06fc43
 app.add_typer(bench_app, name="bench")
-for command in (embed, search, similar, train, tune):
+for command in (embed, search, similar, quality, train, tune):
     app.command()(command)
 
 class Regime(StrEnum):

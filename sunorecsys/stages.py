@@ -94,7 +94,7 @@ def which_boundary(
                          f"the log begins on {first:%Y-%m-%d}")
     return asked
 
-# %% ../nbs/16_stages.ipynb #1e68f542
+# %% ../nbs/16_stages.ipynb #774deb46
 def stage_cells(stage: str) -> list[str]:
     "The sources of the cells of a stage notebook that a weekly run executes."
     nb = read_notebook(notebooks_folder() / f"{STAGES[stage].notebook}.ipynb")
@@ -107,6 +107,7 @@ def code_hash() -> str:
     modules = [(p.relative_to(package).as_posix(), disk.file_hash(p)) for p in sorted(package.rglob("*.py"))]
     return disk.value_hash([modules, [stage_cells(name) for name in STAGES]])
 
+# %% ../nbs/16_stages.ipynb #c72fd700
 def input_hashes(workspace: Workspace, as_of: pd.Timestamp, config: Config) -> dict[str, str]:
     "Hashes of the tables and the log that a run with boundary `as_of` would freeze, and of a file of scores that its settings name."
     tables = [workspace.songs, workspace.song_stats, workspace.users, workspace.log, workspace.impressions]

@@ -52,19 +52,19 @@ def log_mel(
         out[i] = 10 * np.log10(np.maximum((z.real**2 + z.imag**2) @ bank[:used], 1e-10))
     return out
 
-# %% ../../nbs/32_embeddings.clap.ipynb #bb373cc4
+# %% ../../nbs/32_embeddings.clap.ipynb #d27fa021
 CONFIGURATION = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
                  "vocab.json", "merges.txt", "special_tokens_map.json")
 LICENSES = {f"laion/{name}": "apache-2.0" for name in (
     "larger_clap_music", "larger_clap_music_and_speech", "larger_clap_general", "clap-htsat-unfused", "clap-htsat-fused")}
 
-def hub_folder(name: str) -> Path:
-    "The local snapshot of a hub id; safetensors where there are any. `EncoderError` says how to get what is not there."
+def hub_folder(name: str, more: Iterable[str] = ()) -> Path:
+    "The local snapshot of a hub id, with `more` files; safetensors where there are any. `EncoderError` says how to get what is not there."
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     try:
         for weights in ("*.safetensors", "pytorch_model*.bin"):
-            folder = Path(snapshot_download(name, allow_patterns=[*CONFIGURATION, "README.md", f"{weights}*"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*CONFIGURATION, *more, "README.md", f"{weights}*"]))
             if any(folder.glob(weights)):
                 return folder
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
@@ -73,13 +73,14 @@ def hub_folder(name: str) -> Path:
             f"with HF_HUB_OFFLINE unset; or copy its folder (config, weights, tokenizer) here and name the folder instead") from e
     raise EncoderError(f"the copy of {name} on this machine has no weights; run `hf download {name}` with HF_HUB_OFFLINE unset")
 
-def checkpoint_folder(checkpoint: str | Path) -> Path:
+# %% ../../nbs/32_embeddings.clap.ipynb #1bb89fca
+def checkpoint_folder(checkpoint: str | Path, more: Iterable[str] = ()) -> Path:
     "The folder of a checkpoint: itself, or the snapshot of a hub id; `EncoderError` for what is neither."
     path = Path(checkpoint)
     if path.is_dir():
         return path
     if isinstance(checkpoint, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint):
-        return hub_folder(checkpoint)
+        return hub_folder(checkpoint, more)
     raise EncoderError(f"{checkpoint}: no such folder, and not a hub id like laion/larger_clap_music")
 
 # %% ../../nbs/32_embeddings.clap.ipynb #e10e8126

@@ -277,12 +277,12 @@ def store_of(root: Path | str, encoder: Encoder, modality: str = "audio") -> Emb
     return EmbeddingStore.create(root, encoder=encoder.name, fingerprint=encoder.fingerprint, modality=modality, dim=encoder.dim,
                                  license=encoder.license)
 
-# %% ../../nbs/37_embeddings.extract.ipynb #cbe77334
+# %% ../../nbs/37_embeddings.extract.ipynb #5948cef4
 SOURCES, NAMES = ("audio", "audio_url", "path", "url", "file"), ("song_id", "id")
 HALVES = re.compile("[\ud800-\udfff]")  # half an emoji is valid JSON, and no file can be written with it
 
-def _entry(path: Path, n: int, entry: Any, song: str | None) -> tuple[str, Any, Any]:
-    "Song id, audio and prompt of one entry of a list of songs."
+def _entry(path: Path, n: int, entry: Any, song: str | None) -> tuple[str, Any, Any, Any]:
+    "Song id, audio, prompt and title of one entry of a list of songs."
     facts = entry if isinstance(entry, dict) else {"audio": entry}
     song = song if song is not None else next((facts[k] for k in NAMES if k in facts), None)
     if isinstance(song, int) and not isinstance(song, bool):
@@ -292,10 +292,10 @@ def _entry(path: Path, n: int, entry: Any, song: str | None) -> tuple[str, Any, 
     if not good or HALVES.search(song + (audio or "")):
         keys = f"an id ({' or '.join(NAMES)}) and audio as text ({', '.join(SOURCES)})"
         raise ValueError(f"{path}: entry {n} needs {keys}, it is {str(entry)[:80]!r}")
-    return song, audio, facts.get("prompt")
+    return song, audio, facts.get("prompt"), facts.get("title")
 
-# %% ../../nbs/37_embeddings.extract.ipynb #ba0b842c
-def read_song_list(path: Path | str) -> pd.DataFrame: # song_id, audio, prompt
+# %% ../../nbs/37_embeddings.extract.ipynb #cd0bfc1f
+def read_song_list(path: Path | str) -> pd.DataFrame: # song_id, audio, prompt, title
     "Songs of a JSON file: a list of objects, or an object from id to path, address or object; `ValueError` naming the entry."
     path = Path(path)
     if not path.exists():
@@ -305,7 +305,7 @@ def read_song_list(path: Path | str) -> pd.DataFrame: # song_id, audio, prompt
         raise ValueError(f"{path} holds neither a list nor an object of songs")
     pairs = found.items() if isinstance(found, dict) else ((None, e) for e in found)
     rows = [_entry(path, n, e, song) for n, (song, e) in enumerate(pairs)]
-    songs = pd.DataFrame(rows, columns=[Col.SONG, Col.AUDIO, Col.PROMPT], dtype=object)
+    songs = pd.DataFrame(rows, columns=[Col.SONG, Col.AUDIO, Col.PROMPT, Col.TITLE], dtype=object)
     if (twice := songs[Col.SONG].duplicated()).any():
         raise ValueError(f"{path}: entry {int(twice.argmax())} has the id of an earlier one ({songs[Col.SONG][twice].iloc[0]!r})")
     return songs

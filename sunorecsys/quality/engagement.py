@@ -67,7 +67,7 @@ def counted(log: CodedLog, stats: pd.DataFrame | None) -> dict[str, np.ndarray]:
         out |= {k: np.maximum(out[k], told[column].to_numpy(float)) for k, column in pairs.items()}
     return out
 
-# %% ../../nbs/49_quality.engagement.ipynb #6e8b5c3d
+# %% ../../nbs/49_quality.engagement.ipynb #1c0585cf
 def by_position(shown: Shown) -> np.ndarray: # float64 [longest list + 1]
     "Share of clicks at each position."
     n = int(shown.position.max(initial=0)) + 1
@@ -79,7 +79,9 @@ def log_ratio(count: np.ndarray, plays: np.ndarray, prior: float = PRIOR) -> np.
         return np.zeros(len(count))
     most = np.quantile(plays[plays > 0], .95) if (plays > 0).any() else 1.0
     part = np.minimum(1.0, most / np.maximum(plays, 1e-9))
-    usual = ((count * part).sum() + 1) / ((plays * part).sum() + prior)
+    capped = count * part
+    top = np.quantile(capped, .99) or np.inf # 0 where hardly any song has such a reaction
+    usual = (np.minimum(capped, top).sum() + 1) / ((plays * part).sum() + prior)
     return np.log((count / usual + prior) / (plays + prior))
 
 def reaction_ratios(counts: dict[str, np.ndarray], shown: Shown) -> dict[str, np.ndarray]: # float64 (items,) each
