@@ -84,7 +84,7 @@ def run(n_users: int = 20_000, n_items: int = 50_000, n_plays: int = 2_000_000, 
     out["din_pairs_per_s"] = round(items.size / (clock() - start))
     score = -np.sort(-rng.standard_normal(items.shape).astype(np.float32))
     start = clock()
-    order = list_order(items, score, model.about, 30, creator_cap=3, variety=.3, cold=model.cold, cold_share=.1)
+    order = list_order(items, score, model.about, 30, creator_cap=3, variety=.3, cold=model.cold, cold_share=.1)[0]
     chained(np.take_along_axis(items, order, 1), model.about.vectors)
     out["rerank_lists_per_s"] = round(some / (clock() - start))
     names = model.x.users.ids[who].tolist()

@@ -48,7 +48,7 @@ def blend_rate(parts: list[Candidates], n_items: int, facts: np.ndarray) -> floa
         c = len(block.channels)
         blend = Blend(block.channels, np.ones((1, 3 * c + facts.shape[1]), np.float32), np.ones(c, np.float32))
         best = shortlist(block, blend, 200, facts=facts, stay=block.item_idx >= 0)
-        best.at(list_order(best.items, best.score, nothing_known(n_items), 30, creator_cap=3, cold=facts[:, 1] > 0, cold_share=.1))
+        best.at(list_order(best.items, best.score, nothing_known(n_items), 30, creator_cap=3, cold=facts[:, 1] > 0, cold_share=.1)[0])
     return len(parts[0].user_idx) / (time.perf_counter() - start)
 
 

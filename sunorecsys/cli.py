@@ -190,7 +190,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     holder = lock_holder(ws)
     print(f"at work: {holder}" if holder else "nobody at work")
 
-# %% ../nbs/92_cli.ipynb #71c30f30
+# %% ../nbs/92_cli.ipynb #01d99db6
 class Format(StrEnum):
     "How to print a playlist."
     table = "table"
@@ -207,6 +207,7 @@ def sentence(row: Any, titles: pd.Series) -> str:
              "cold_start": "popular; we do not know you yet"}
     return words[row.reason_kind]
 
+# %% ../nbs/92_cli.ipynb #150be0f5
 def render(lists: pd.DataFrame, songs: pd.DataFrame, how: Format, explain: bool) -> str:
     "A playlist as text in one of the formats; `songs` is indexed by song_id."
     rows = lists.join(songs[[c for c in (Col.TITLE, Col.CREATOR, Col.DURATION, Col.AUDIO) if c in songs]], on=Col.SONG)

@@ -122,7 +122,7 @@ class DinConfig(_Component):
     patience: int = Setting(2, ge=1, description="epochs without a better held-out likelihood after which it stops")
     threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
 
-# %% ../nbs/01_config.ipynb #8eb62918
+# %% ../nbs/01_config.ipynb #3fa1b1c7
 class TwoTowerConfig(_Component):
     "Networks that read songs and listeners (`recommenders.two_tower`)."
     dim: int = Setting(32, ge=2, le=4096, description="numbers per vector")
@@ -145,6 +145,7 @@ class TwoTowerConfig(_Component):
     threads: int = Setting(1, ge=1, description="of the processor; the last digits depend on it")
     device: str = Setting("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
 
+# %% ../nbs/01_config.ipynb #3adcaedd
 class InterestsConfig(_Component):
     "Mixtures of interests over sessions (`recommenders.interests`)."
     n_interests: int = Setting(50, ge=1, le=5000, description="interests of one restart")
@@ -182,7 +183,7 @@ class QualityConfig(_Component):
     quality_scores_file: str | None = Setting(None, description="scores of the sound ('sunorecsys quality'), a file in the workspace")
     weights: QualityWeights = QualityWeights()
 
-# %% ../nbs/01_config.ipynb #85d3f3af
+# %% ../nbs/01_config.ipynb #8999b520
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
     n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
@@ -203,19 +204,15 @@ class HybridConfig(_Component):
     din_weight: float = Setting(.70, ge=0, description="of the chance of a click")
     prompt_weight: float = Setting(.30, ge=0, description="of the likeness of prompts")
     use_quality_filter: bool = True
-    use_music_flamingo: bool = False
+    use_music_flamingo: bool = Setting(False, description="Music Flamingo puts the weekly lists in playing order; needs its weights")
+    flamingo_model: str = Setting("nvidia/music-flamingo-2601-hf", description="hub id, or a folder")
+    flamingo_device: str = Setting("cpu", description="as torch names it")
     variety: float = Setting(.3, ge=0, le=1, description="of a list, against relevance; 0: the order of the score")
+    calibration: float = Setting(0.0, ge=0, le=1, description="of a list's genres to those of the history; 0: not asked")
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")
     cold_share: float = Setting(.1, ge=0, le=1, description="at least this share of a playlist are cold songs, where recall found any")
+    explore_share: float = Setting(.03, ge=0, le=1, description="of a playlist, within cold_share: drawn, with logged propensity")
     cold_listeners: int = Setting(5, ge=1, description="a song with fewer listeners is cold")
-
-    @field_validator("use_music_flamingo")
-    @classmethod
-    def _absent(cls, value: bool, info: ValidationInfo) -> bool:
-        "A setting of a stage that is not in this version may be named, not changed: it would do nothing."
-        if value != cls.model_fields[str(info.field_name)].default:
-            raise ValueError(f"{info.field_name} would do nothing: its stage is not in this version")
-        return value
 
 # %% ../nbs/01_config.ipynb #6b540b5e
 class Config(_Component):

@@ -203,7 +203,7 @@ def minimise(
             said.setdefault(name, []).append(loss.item())
     return said
 
-# %% ../../nbs/33_embeddings.tiny_clap.ipynb #67663672
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #0af44b2f
 def draw_clips(mels: np.ndarray, batch: int, tilt_db: float, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
     "Rows of random clips, and the clips rolled in time and tilted: tensor float32 (batch, 1, frames, mels)."
     import torch
@@ -219,6 +219,7 @@ def draw_captions(songs: Sequence[Attributes], recipe: Recipe, rng: np.random.Ge
     texts = [with_noise(caption(a, rng, f), rng) for a, f in zip(songs, said, strict=True)]
     return texts, np.array([[f in fields for f in FIELDS] for fields in said])
 
+# %% ../../nbs/33_embeddings.tiny_clap.ipynb #8458829e
 def word_loss(clips: Any, anchors: Any, codes: Any, genre_weight: float) -> Any:
     "Cross-entropy of each clip's words (codes int64 (n, fields)) among the anchors of their fields, weighted sum over fields."
     import torch

@@ -87,7 +87,7 @@ def deciles(predicted: np.ndarray, clicked: np.ndarray, n: int = 10, confidence:
     out = pd.DataFrame(rows)
     return out.assign(fits=out["predicted"].between(out["low"], out["high"]))
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #9bf56b5c
+# %% ../../nbs/84_evaluation.ranking.ipynb #d6eeea96
 def judged(scores: dict[str, np.ndarray], clicked: np.ndarray, listener: np.ndarray) -> pd.DataFrame:
     "Per model: gAUC, AUC, share of the way from chance to the informed ceiling, and DIN's lead over it with interval, p and Holm's p."
     each = {n: group_auc(s, clicked, listener) for n, s in scores.items()}
@@ -103,6 +103,7 @@ def judged(scores: dict[str, np.ndarray], clicked: np.ndarray, listener: np.ndar
     out.loc[some, "p (Holm)"] = holm(out.loc[some, "p"].to_numpy())
     return out
 
+# %% ../../nbs/84_evaluation.ranking.ipynb #e154a84c
 def ranking(run: Run, *, n_lists: int = 6, random_state: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     "(the table of `judged`, DIN's deciles, facts: impressions, clicks, log-loss and ECE with positions, the choice)."
     folder = run.folder / "models" / "interests" / "final"

@@ -154,7 +154,7 @@ def write_metrics(
     write_json(out / "metrics.json", value)
     return value
 
-# %% ../../nbs/80_evaluation.report.ipynb #1885381c
+# %% ../../nbs/80_evaluation.report.ipynb #f2d6ed78
 def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     "The stage: (facts, tidy table of all rows, exposure of the validation lists); writes `metrics.json` below `out`."
     table, lists, q, hybrid = validation(this, ks)
@@ -171,6 +171,7 @@ def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str,
 PROTOCOLS = {"time": "fitted without the last week, asked for what was played for the first time in it",
              "per_listener": "plays without dates: a tenth of each listener's songs is asked for, another tenth set aside"}
 
+# %% ../../nbs/80_evaluation.report.ipynb #dea4599c
 def where_from(facts: dict[str, Any]) -> str:
     "A sentence about the data behind a report, and a warning where listening is simulated."
     made, real = ([name for name, simulated in facts["sources"].items() if simulated is kind] for kind in (True, False))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'plain_reasons', 'long_table', 'unseen_popular',
-           'fill', 'Query', 'stored_seeds', 'given_history', 'ask', 'exclusions', 'MissingInput', 'Hooks',
-           'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal', 'unseal', 'save_model',
-           'load_model', 'Recommender', 'Configured', 'Popularity', 'Random', 'with_yardsticks', 'fit_channels']
+           'fill', 'Query', 'stored_seeds', 'given_history', 'ask', 'exclusions', 'barred_songs', 'MissingInput',
+           'Hooks', 'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal', 'unseal',
+           'save_model', 'load_model', 'Recommender', 'Configured', 'Popularity', 'Random', 'with_yardsticks',
+           'fit_channels']
 
-# %% ../../nbs/40b_recommenders.base.ipynb #1faf1ce7
+# %% ../../nbs/40b_recommenders.base.ipynb #6ee9d968
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pandas as pd
 from pydantic import BaseModel
 from scipy import sparse
 
-from ..codes import Candidates, History, IdMap, encode_log, strengths, top_k
+from ..codes import Candidates, History, IdMap, encode_log, fair_draws, strengths, top_k
 from ..config import Config, HistoryConfig
 from ..data.splits import before, training_tables
 from ..schema import Col, validate
@@ -140,7 +141,22 @@ def exclusions(x: Listening, users: np.ndarray, history: History, seen: sparse.c
     out = (pick @ x.seen) + (history.matrix(shape[1]) != 0)
     return sparse.csr_matrix(out if seen is None else out + seen)
 
-# %% ../../nbs/40b_recommenders.base.ipynb #839b7bf6
+# %% ../../nbs/40b_recommenders.base.ipynb #bc13e58e
+def barred_songs(x: Listening, history: History, song_ids: Sequence[str], creators: np.ndarray | None) -> sparse.csr_matrix:
+    "bool CSR [U, items]: songs named, and those by creators (int32 per item code, −1 = unknown) of a listener's seeds."
+    if isinstance(song_ids, str):
+        raise ValueError(f"exclude_song_ids is one string; write [{song_ids!r}]")
+    shape, named = (len(history.item_idx), len(x.items)), x.items.encode(list(song_ids))
+    row = np.zeros(shape[1], bool)
+    row[named[named >= 0]] = True
+    out = sparse.csr_matrix(np.ones((shape[0], 1), bool)) @ sparse.csr_matrix(row[None, :])
+    if creators is not None:
+        known = np.flatnonzero(creators >= 0)
+        by = sparse.csr_matrix((np.ones(len(known), bool), (known, creators[known])), shape=(shape[1], creators.max(initial=0) + 1))
+        out = out + ((history.matrix(shape[1]) != 0) @ by) @ by.T
+    return sparse.csr_matrix(out, dtype=bool)
+
+# %% ../../nbs/40b_recommenders.base.ipynb #1a8944d7
 class MissingInput(ValueError):
     "What a model learns from is not there; the message says what."
 
@@ -167,13 +183,21 @@ class Hooks:
     def _similar(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError(f"{type(self).__name__} does not compare songs")
 
+    def _creators(self) -> np.ndarray:
+        "int32 per item code, −1 = unknown."
+        raise NotImplementedError(f"{type(self).__name__} does not know who made a song")
+
+    def _plays(self, names: list[str | None], as_of: pd.Timestamp | None) -> pd.DataFrame | None:
+        "What stands for listeners instead of the fitted log, where there is something newer."
+        return None
+
     def _arrays(self) -> dict[str, np.ndarray]:
         return {}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         "Take back what `_arrays` gave."
 
-# %% ../../nbs/40b_recommenders.base.ipynb #e41352ae
+# %% ../../nbs/40b_recommenders.base.ipynb #7e432cf0
 def score_block(
     model: "Recommender", users: np.ndarray, history: History, exclude_seen: bool, k: int, exclude: sparse.csr_matrix | None = None
 ) -> Candidates:
@@ -199,6 +223,7 @@ def show_filled(
     table = long_table(x, q.names, items, np.where(filled, np.float32(0), scores), channel, why)
     return table, *np.nonzero(items >= 0)
 
+# %% ../../nbs/40b_recommenders.base.ipynb #89176f34
 def show(model: "Recommender", q: Query, n: int, exclude: sparse.csr_matrix) -> pd.DataFrame:
     "The public table for one batch: the model's songs outside `exclude` with its reasons."
     c = model.candidates(q.codes, n, history=q.history, exclude_seen=False, exclude=exclude)
@@ -206,13 +231,13 @@ def show(model: "Recommender", q: Query, n: int, exclude: sparse.csr_matrix) -> 
     channel = np.full(c.item_idx.shape, model.channel, object)
     return show_filled(model.x, q, exclude, c.item_idx, c.scores[..., 0], channel, why)[0]
 
-def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool) -> pd.DataFrame:
+def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool, barred: sparse.csr_matrix) -> pd.DataFrame:
     "The public table, batch by batch, so that memory does not grow with the number of listeners."
     parts = []
     for i in range(0, max(len(q.codes), 1), model.batch):
         b = q[i:i + model.batch]
-        none = sparse.csr_matrix((len(b.codes), len(model.x.items)), dtype=bool)
-        parts.append(model._show(b, n, exclusions(model.x, b.codes, b.history, b.seen) if exclude_seen else none))
+        less = barred[i:i + model.batch]
+        parts.append(model._show(b, n, exclusions(model.x, b.codes, b.history, b.seen + less) if exclude_seen else less))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/40b_recommenders.base.ipynb #5ff08ff5
@@ -226,8 +251,8 @@ def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.D
     return pd.DataFrame({"seed": np.asarray(song_ids, object)[u], Col.RANK: at + 1,
                          Col.SONG: model.x.items.decode(items[u, at]), Col.SCORE: scores[u, at]})
 
-# %% ../../nbs/40b_recommenders.base.ipynb #3bb9c320
-FORMAT, MANIFEST, ABSENT = 7, "manifest.json", "absent.json"
+# %% ../../nbs/40b_recommenders.base.ipynb #73e73017
+FORMAT, MANIFEST, ABSENT = 8, "manifest.json", "absent.json"
 LIBRARIES = ("sunorecsys", "numpy", "scipy", "pandas", "implicit")
 
 def sealed(folder: Path) -> dict[str, str]:
@@ -276,7 +301,7 @@ def load_model(cls: "type[Recommender]", folder: Path) -> "Recommender":
         model._restore(dict(a))
     return model
 
-# %% ../../nbs/40b_recommenders.base.ipynb #5cc1e307
+# %% ../../nbs/40b_recommenders.base.ipynb #b8311964
 class Recommender(Hooks):
     "Base of all models; scores are comparable within one listener's list only."
     as_of: pd.Timestamp
@@ -313,14 +338,18 @@ class Recommender(Hooks):
         return score_block(self, users, stored_seeds(self.x, users) if history is None else history, exclude_seen, k, exclude)
 
     def recommend(self, user_id: str | None = None, *, user_ids: Sequence[str] | None = None, song_ids: Sequence[str] | None = None,
-                  n: int | None = None, history: pd.DataFrame | None = None, as_of: pd.Timestamp | None = None,
-                  exclude_seen: bool = True) -> pd.DataFrame:
-        "n songs (default 30) with reasons for one listener, many, or a virtual one from seed songs; columns of the public table."
+                  n: int | None = None, history: pd.DataFrame | None = None, as_of: pd.Timestamp | None = None, exclude_seen: bool = True,
+                  exclude_song_ids: Sequence[str] = (), exclude_same_creator: bool = False) -> pd.DataFrame:
+        """n songs (default 30) with reasons for one listener, many, or a virtual one from seed songs; columns of the public table.
+        `exclude_same_creator` leaves out songs by the creators of the seeds."""
+        if history is None and song_ids is None:
+            history = self._plays([user_id] if user_ids is None else list(user_ids), as_of)
         q = ask(self.x, self.as_of, self.history, user_id=user_id, user_ids=user_ids, song_ids=song_ids, history=history, at=as_of)
         n = self.default_n if n is None else n
         if n < 1:
             raise ValueError(f"n is {n}; a list has at least one song")
-        return show_all(self, q, n, exclude_seen)
+        barred = barred_songs(self.x, q.history, exclude_song_ids, self._creators() if exclude_same_creator else None)
+        return show_all(self, q, n, exclude_seen, barred)
 
     def similar(self, song_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         "The n songs nearest to each given one: columns seed, rank, song_id, score. `KeyError` names an unknown song."
@@ -349,7 +378,7 @@ class Configured(Recommender):
         "Arguments that make an equal, unfitted model; JSON-able."
         return super().params() | self.config.model_dump()
 
-# %% ../../nbs/40b_recommenders.base.ipynb #593846e4
+# %% ../../nbs/40b_recommenders.base.ipynb #e94ae990
 class Popularity(Recommender):
     "Songs by distinct listeners of the last four weeks."
     channel = "popularity"
@@ -363,11 +392,7 @@ class Random(Recommender):
     channel = "random"
 
     def _score(self, users: np.ndarray, history: History, exclude: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
-        item, user = np.arange(len(self.x.items), dtype=np.uint64), users.astype(np.int64).astype(np.uint64)
-        with np.errstate(over="ignore"):
-            z = (user[:, None] * np.uint64(0x9E3779B97F4A7C15)) ^ ((item + np.uint64(self.random_state)) * np.uint64(0xBF58476D1CE4E5B9))
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0x94D049BB133111EB)
-        score = ((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32)
+        score = fair_draws(users[:, None], np.arange(len(self.x.items)), self.random_state)
         u = np.repeat(np.arange(len(users)), np.diff(exclude.indptr))
         score[u, exclude.indices] = -np.inf
         at, value = top_k(score, k)

@@ -177,17 +177,18 @@ def learn_blend(
         rows.append(_best_on_top(x[mine], share[mine], count[taught], len(fallback.channels), variance))
     return Blend(fallback.channels, np.array(rows, np.float32), scale, len(count))
 
-# %% ../../nbs/71_recommenders.blending.ipynb #92e40ad6
+# %% ../../nbs/71_recommenders.blending.ipynb #f1a95079
 @dataclass(frozen=True)
 class Ranked:
-    """Lists [U, n], best first: codes int32 (−1 = none), score, contribution per channel [U, n, C]; per listener what each stage left; and
-    the score of each stage [U, n] by name."""
+    """Lists [U, n], best first: codes int32 (−1 = none), score, contribution per channel [U, n, C]; per listener what each stage left;
+    the score of each stage [U, n] by name; and the propensity of each song, None for all 1."""
     items: np.ndarray
     score: np.ndarray
     contribution: np.ndarray
     recalled: np.ndarray
     passed: np.ndarray
     stages: dict[str, np.ndarray] = field(default_factory=dict)
+    propensity: np.ndarray | None = None
 
     def at(self, places: np.ndarray) -> "Ranked":
         "The songs at some places of each list, int [U, m]."
