@@ -254,14 +254,14 @@ def print_trace(t: dict[str, Any], titles: pd.Series) -> None:
         print(f"  {titles.get(r.song_id, r.song_id)}: {r.score:.3f} = {' + '.join(f'{getattr(r, c):.3f}' for c in parts)}")
     print("\nnot part of this list:\n" + "\n".join(f"  {k}: {v}" for k, v in t["absent"].items()) + "\n")
 
-# %% ../nbs/92_cli.ipynb #4563cad1
+# %% ../nbs/92_cli.ipynb #6b17ba32
 @app.command()
 def recommend(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     user: Annotated[str, typer.Option(help="A listener's id.")] = "",
     songs: Annotated[str, typer.Option(help="Song ids separated by commas: a list around these songs.")] = "",
     n: Annotated[int, typer.Option("-n", min=1, max=1000, help="Songs.")] = 30,
-    explain: Annotated[bool, typer.Option("--explain", help="Say why.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why; with --format json, what every stage said of each song.")] = False,
     trace_: Annotated[bool, typer.Option("--trace", help="Show what every stage did.")] = False,
     format_: Annotated[Format, typer.Option("--format")] = Format.table,
     week: Annotated[str, typer.Option(help="A published week; default: the newest.")] = "",
@@ -279,10 +279,15 @@ def recommend(
         raise FileNotFoundError(f"{run} has lost files; make the week anew with {make}")
     catalogue = pd.read_parquet(run / "frozen" / "songs.parquet").set_index(Col.SONG)
     lists = pd.read_parquet(run / "playlists.parquet", filters=[(Col.USER, "==", user)]) if user else pd.DataFrame()
-    if trace_ or len(lists) < n:  # songs, an unknown listener, or more than was published: ask the model that made the week
+    whole = explain and format_ == Format.json
+    if trace_ or whole or len(lists) < n:  # songs, an unknown listener, or more than was published: ask the model that made the week
         from sunorecsys.recommenders.hybrid import HybridRecommender, trace
         model = HybridRecommender.load(run / "models" / "hybrid" / "final")
         who = {"user_id": user or None, "song_ids": [s.strip() for s in songs.split(",")] if songs else None}
+        if whole:
+            from sunorecsys.recommenders.explain import explain as explained
+            print(json.dumps(explained(model, n=n, **who), ensure_ascii=False, indent=1))
+            return
         if trace_:
             with contextlib.redirect_stdout(sys.stderr):  # the playlist alone goes to stdout
                 print_trace(trace(model, n=n, **who), catalogue[Col.TITLE])

@@ -7,14 +7,14 @@ __all__ = ['UNDATED', 'GAINS', 'CELLS', 'IdMap', 'utc', 'microseconds', 'as_micr
            'strengths', 'History', 'pad_history', 'top_k', 'top_k_sparse', 'from_lists', 'earlier_in_group',
            'Candidates', 'lookup', 'in_blocks', 'fair_draws']
 
-# %% ../nbs/05_codes.ipynb #238d1e99
+# %% ../nbs/05_codes.ipynb #8d8b6426
 import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from threadpoolctl import ThreadpoolController
 
 from .schema import INTERACTION_TYPES, Col
 
-# %% ../nbs/05_codes.ipynb #e5fc75ab
+# %% ../nbs/05_codes.ipynb #368fe880
 class IdMap:
     "Ids ↔ contiguous int32 codes, in sorted order."
 
@@ -36,8 +36,11 @@ class IdMap:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         "Object array of ids, None where the code is −1; any shape."
-        table = np.append(self.ids.to_numpy(dtype=object), None)
-        return table[np.asarray(codes)]
+        return self._table[np.asarray(codes)]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return np.append(self.ids.to_numpy(dtype=object), None)
 
     @property
     def hash(self) -> str:

@@ -9,7 +9,7 @@ __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'pla
            'save_model', 'load_model', 'Recommender', 'Configured', 'Popularity', 'Random', 'with_yardsticks',
            'fit_channels']
 
-# %% ../../nbs/40b_recommenders.base.ipynb #6ee9d968
+# %% ../../nbs/40b_recommenders.base.ipynb #3749c061
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import pandas as pd
 from pydantic import BaseModel
 from scipy import sparse
 
-from ..codes import Candidates, History, IdMap, encode_log, fair_draws, strengths, top_k
+from ..codes import Candidates, History, IdMap, encode_log, fair_draws, strengths, top_k, utc
 from ..config import Config, HistoryConfig
 from ..data.splits import before, training_tables
 from ..schema import Col, validate
@@ -197,7 +197,7 @@ class Hooks:
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         "Take back what `_arrays` gave."
 
-# %% ../../nbs/40b_recommenders.base.ipynb #7e432cf0
+# %% ../../nbs/40b_recommenders.base.ipynb #0bea40ef
 def score_block(
     model: "Recommender", users: np.ndarray, history: History, exclude_seen: bool, k: int, exclude: sparse.csr_matrix | None = None
 ) -> Candidates:
@@ -215,7 +215,9 @@ def show_filled(
     x: Listening, q: Query, exclude: sparse.csr_matrix, items: np.ndarray, scores: np.ndarray, channel: np.ndarray, why: Reasons
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     "(public table, its listener rows, its places) of lists [U, n]: empty places get unseen popular songs, which say so."
-    items, filled = fill(items, unseen_popular(x, exclude, items, items.shape[1]))
+    filled = items < 0
+    if filled.any():
+        items, filled = fill(items, unseen_popular(x, exclude, items, items.shape[1]))
     cold = filled & ~(q.history.item_idx >= 0).any(axis=1)[:, None]
     kind = np.where(cold, "cold_start", np.where(filled, "popular", why.kind))
     why = Reasons(kind, np.where(filled, None, why.id), np.where(filled, np.float32(1), why.weight))
@@ -223,7 +225,7 @@ def show_filled(
     table = long_table(x, q.names, items, np.where(filled, np.float32(0), scores), channel, why)
     return table, *np.nonzero(items >= 0)
 
-# %% ../../nbs/40b_recommenders.base.ipynb #89176f34
+# %% ../../nbs/40b_recommenders.base.ipynb #1698b022
 def show(model: "Recommender", q: Query, n: int, exclude: sparse.csr_matrix) -> pd.DataFrame:
     "The public table for one batch: the model's songs outside `exclude` with its reasons."
     c = model.candidates(q.codes, n, history=q.history, exclude_seen=False, exclude=exclude)
@@ -233,6 +235,8 @@ def show(model: "Recommender", q: Query, n: int, exclude: sparse.csr_matrix) -> 
 
 def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool, barred: sparse.csr_matrix) -> pd.DataFrame:
     "The public table, batch by batch, so that memory does not grow with the number of listeners."
+    if n < 1:
+        raise ValueError(f"n is {n}; a list has at least one song")
     parts = []
     for i in range(0, max(len(q.codes), 1), model.batch):
         b = q[i:i + model.batch]
@@ -301,7 +305,7 @@ def load_model(cls: "type[Recommender]", folder: Path) -> "Recommender":
         model._restore(dict(a))
     return model
 
-# %% ../../nbs/40b_recommenders.base.ipynb #b8311964
+# %% ../../nbs/40b_recommenders.base.ipynb #54d546c0
 class Recommender(Hooks):
     "Base of all models; scores are comparable within one listener's list only."
     as_of: pd.Timestamp
@@ -320,8 +324,7 @@ class Recommender(Hooks):
     ) -> Self:
         """Learn from validated tables what lies before `as_of`; `songs` (default: those played) is what can be recommended, `users` what
         is known of listeners."""
-        as_of = pd.Timestamp(as_of)
-        as_of = as_of.tz_localize("UTC") if as_of.tz is None else as_of
+        as_of = utc(as_of)
         tables = {"songs": songs, "song_stats": song_stats, "embeddings": embeddings, "impressions": impressions, "users": users}
         return self.fit_on(listen(interactions, songs, as_of, self.history), as_of, **tables)
 
@@ -345,11 +348,8 @@ class Recommender(Hooks):
         if history is None and song_ids is None:
             history = self._plays([user_id] if user_ids is None else list(user_ids), as_of)
         q = ask(self.x, self.as_of, self.history, user_id=user_id, user_ids=user_ids, song_ids=song_ids, history=history, at=as_of)
-        n = self.default_n if n is None else n
-        if n < 1:
-            raise ValueError(f"n is {n}; a list has at least one song")
         barred = barred_songs(self.x, q.history, exclude_song_ids, self._creators() if exclude_same_creator else None)
-        return show_all(self, q, n, exclude_seen, barred)
+        return show_all(self, q, self.default_n if n is None else n, exclude_seen, barred)
 
     def similar(self, song_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         "The n songs nearest to each given one: columns seed, rank, song_id, score. `KeyError` names an unknown song."

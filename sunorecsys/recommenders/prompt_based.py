@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['prompt_words', 'same_idea', 'PromptBased', 'prompt_similarity']
 
-# %% ../../nbs/46_recommenders.prompt_based.ipynb #a5f2723f
+# %% ../../nbs/46_recommenders.prompt_based.ipynb #9cf84856
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..codes import History, IdMap, earlier_in_group
 from ..config import PromptBasedConfig
 from ..schema import Col
 from .base import MissingInput
-from .item_cf import SeedVotes, votes
+from .item_cf import SeedVotes
 from .item_content_based import Vectors, centred, content_neighbours
 from .listening import creator_codes
 
@@ -46,7 +46,7 @@ def same_idea(words: sparse.csr_matrix, near: sparse.csr_matrix, duplicate: floa
     group = connected_components(graph, directed=False)[1]
     return np.where(np.bincount(group)[group] > 1, group, -1).astype(np.int32)
 
-# %% ../../nbs/46_recommenders.prompt_based.ipynb #e1bd5e67
+# %% ../../nbs/46_recommenders.prompt_based.ipynb #8e6dfcf5
 class PromptBased(SeedVotes):
     "Recall by the vectors of prompts (`embeddings[\"text\"]`); `settings` are those of `config.PromptBasedConfig`."
     channel, defaults = "prompt_based", PromptBasedConfig
@@ -69,7 +69,7 @@ class PromptBased(SeedVotes):
         self.vote_with(near)
 
     def _score(self, users: np.ndarray, history: History, exclude: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
-        items, scores = votes(self._seeds(history).matrix(len(self.x.items)), self.by, exclude, 2 * k)
+        items, scores = self._vote(history, exclude, 2 * k)
         again = earlier_in_group(np.where(items >= 0, self.group[items], -1)) > 0
         items = np.where(again, -1, items)
         order = np.argsort(items < 0, axis=1, kind="stable")[:, :k]

@@ -121,7 +121,7 @@ def leave_out(codes: np.ndarray, n: int) -> sparse.csr_matrix:
     known = codes >= 0
     return sparse.csr_matrix((np.ones(known.sum(), bool), codes[known], np.append(0, np.cumsum(known))), shape=(len(codes), n))
 
-# %% ../../nbs/42_recommenders.user_based.ipynb #49c9bb7a
+# %% ../../nbs/42_recommenders.user_based.ipynb #b10714bf
 def nearest_seed(
     songs: np.ndarray, # float32 [items, d]
     items: np.ndarray, # shown songs, codes [U, n]
@@ -129,10 +129,10 @@ def nearest_seed(
     step: int = 256, # listeners at a time
 ) -> tuple[np.ndarray, np.ndarray]: # (codes int64 [U, n], −1 = none; cosines float32 [U, n], those below 0 as 0)
     "The seed whose direction is most like that of each shown song."
-    best, cosine, near = np.full(items.shape, -1), np.zeros(items.shape, np.float32), unit(songs)
+    best, cosine = np.full(items.shape, -1), np.zeros(items.shape, np.float32)
     for a in range(0, len(items) if seeds.shape[1] else 0, step):
         at = slice(a, a + step)
-        like = near[items[at]] @ near[seeds[at]].transpose(0, 2, 1)
+        like = unit(songs[items[at]]) @ unit(songs[seeds[at]]).transpose(0, 2, 1)
         like = np.where((seeds[at] >= 0)[:, None], like, -1)
         best[at] = np.take_along_axis(seeds[at], like.argmax(-1), 1)
         cosine[at] = like.max(-1).clip(0, 1)
