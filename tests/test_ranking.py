@@ -12,11 +12,12 @@ from sunorecsys.config import HistoryConfig
 from sunorecsys.evaluation.predictions import gauc
 from sunorecsys.recommenders.chaining import chained
 from sunorecsys.recommenders.din_ranker import DinRanker
-from sunorecsys.recommenders.hybrid import HybridRecommender
+from sunorecsys.recommenders.hybrid import HybridRecommender, week_lists
 from sunorecsys.recommenders.listening import listen
 from sunorecsys.recommenders.rerank import About, list_order
 from sunorecsys.schema import Col, validate
 from sunorecsys.testing import AS_OF, toy_tables
+from sunorecsys.workspace import Workspace, write_table
 
 QUICK = {"user_based": {"n_factors": 8}, "interests": {"restarts": 1, "rounds": 5, "n_interests": 6, "points": 20},
          "two_tower": {"epochs": 1}, "din": {"epochs": 2}, "n_recall": 20}
@@ -154,3 +155,43 @@ np.save(r"{tmp_path}/out.npy", DinRanker.load(Path(r"{tmp_path}/din")).score(His
     subprocess.run([sys.executable, "-c", code], check=True)
     items = np.tile(np.arange(7, dtype=np.int32), (len(h), 1))
     assert (np.load(tmp_path / "out.npy") == fitted.din.score(h, items)).all()
+
+
+def test_music_flamingo_orders_a_week_or_leaves_it(tmp_path, monkeypatch):
+    "A playing order changes and nothing else; without an answer all stays, and the model says so."
+    tables = toy_tables()
+    model = HybridRecommender(**QUICK, n=4, use_music_flamingo=True).fit(**tables, as_of=AS_OF)
+    write_table(tmp_path / "frozen/interactions.parquet", tables["interactions"])
+    this = SimpleNamespace(folder=tmp_path, workspace=Workspace(tmp_path), week="2026-W23")
+
+    class Backwards:
+        weights = "fake"
+
+        def __init__(self, model_id, device):
+            assert (model_id, device) == ("nvidia/music-flamingo-2601-hf", "cpu")
+
+        def reply(self, questions, sounds=None, max_new_tokens=1, attempt=0):
+            return [str(list(range(questions[0].count("\n") - 1, 0, -1)))]
+    usual = model.recommend(user_ids=sorted(tables["interactions"]["user_id"].unique()))
+    monkeypatch.setattr("sunorecsys.quality.flamingo.MusicFlamingo", Backwards)
+    lists = week_lists(model, this, tables["songs"])
+    assert "music_flamingo" not in model.absent and lists[usual.columns].drop(columns="play_order").equals(usual.drop(columns="play_order"))
+    many = usual.groupby("user_id")["song_id"].transform("size")
+    assert (lists["play_order"] == many + 1 - usual["play_order"]).all()
+    monkeypatch.setattr(Backwards, "weights", "another")
+    monkeypatch.setattr(Backwards, "reply", lambda self, questions, **_: ["I like them all."])
+    assert week_lists(model, this, tables["songs"])["play_order"].equals(usual["play_order"])
+    assert "lists keep the order of chaining" in model.absent["music_flamingo"] and "no list of numbers" in model.absent["music_flamingo"]
+
+
+def test_exploring_places_are_drawn_alike_alone_and_in_a_crowd():
+    "The propensity stands in the table, and a listener's draw does not depend on who else is asked about."
+    model = HybridRecommender(**QUICK, n=6, cold_share=.5, cold_listeners=14, explore_share=.34).fit(**toy_tables(), as_of=AS_OF)
+    users = model.x.users.ids.tolist()
+    lists = model.recommend(user_ids=users)
+    drawn = lists[lists["propensity"] < 1]
+    assert len(drawn) and (drawn["propensity"] >= .1).all() and (drawn.groupby("user_id").size() <= 2).all()
+    one = model.recommend(users[3])
+    pd.testing.assert_frame_equal(one, lists[lists["user_id"] == users[3]].reset_index(drop=True))
+    off = HybridRecommender(**QUICK, n=6, cold_share=.5, cold_listeners=14, explore_share=0).fit(**toy_tables(), as_of=AS_OF)
+    assert (off.recommend(user_ids=users)["propensity"] == 1).all()

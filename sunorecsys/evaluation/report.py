@@ -151,7 +151,7 @@ def stage_facts(
     one = {} if typical is None else one_by_stage(of_stages, typical, titles).to_dict("list")
     return {"values": values.astype(object).where(values.notna(), None).to_dict("records"), "one": one}
 
-# %% ../../nbs/80_evaluation.report.ipynb #7f587242
+# %% ../../nbs/80_evaluation.report.ipynb #3b863aad
 def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     "The stage: (facts, tidy table of all rows, exposure of the validation lists); writes `metrics.json` below `out`."
     table, lists, q, hybrid = validation(this, ks)
@@ -163,6 +163,7 @@ def report_week(this: Run, out: Path, ks: Sequence[int] = KS) -> tuple[dict[str,
     sound = centred(stores["audio"], hybrid.x.items) if "audio" in stores else None
     more = beyond_accuracy(lists, q.who, hybrid.x.seen, hybrid.x.popularity.astype(float), relevant=q.truth, vectors=sound)
     shown = exposure(lists, len(hybrid.x.items), fresh).join(more.round(4))
+    hybrid.missing |= read_json(this.folder / "models" / "hybrid" / "final" / "manifest.json")["absent"]
     each = ablation(hybrid, q, max(ks))
     return write_metrics(this, out, hybrid, table, shown, each, stage_facts(this, hybrid, lists, q, fresh, sound)), table, shown
 

@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'WEIGHTS', 'recall', 'passed', 'best_of_recall', 'fine_scores', 'fine_features', 'fine_order', 'exploring',
            'ranked', 'best_reasons', 'in_places', 'make_lists', 'compose', 'lesson', 'taught_fine', 'save_parts',
            'load_parts', 'left_out', 'fit_quality', 'fit_parts', 'fit_din', 'fused', 'plays_now', 'HybridRecommender',
-           'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'make_week']
+           'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'week_lists', 'make_week']
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #7341d128
 from collections.abc import Mapping, Sequence
@@ -203,12 +203,15 @@ def load_parts(cls: "type[HybridRecommender]", folder: Path) -> "HybridRecommend
         about = About(*(a[f.name] for f in fields(About)))
         return compose(cls(**m["params"]), channels, quality, about, blend, m["absent"], din, fine)
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #ed058ff1
+# %% ../../nbs/72_recommenders.hybrid.ipynb #81520722
 def left_out(model: "HybridRecommender") -> dict[str, str]:
     "What takes no part in a model's lists, and why."
-    out = {n: f"{'fine ranking' if n == 'din' else 'recall'}: {why}" for n, why in model.missing.items()}
+    stage = {"din": "fine ranking", "music_flamingo": "re-ranking"}
+    out = {n: f"{stage.get(n, 'recall')}: {why}" for n, why in model.missing.items()}
     if model.fine.n_learnt and model.fine.gain <= 0:
         out["order"] = f"fine ranking: recall's order stays; held-out plays gained nothing (NDCG@{model.config.n} {model.fine.gain:+.4f})"
+    if not model.config.use_music_flamingo:
+        out["music_flamingo"] = "re-ranking: switched off (hybrid.use_music_flamingo)"
     return out
 
 def fit_quality(model: "HybridRecommender", *, songs: pd.DataFrame | None = None, **tables: Any) -> QualityFilter:
@@ -372,7 +375,22 @@ def open_parts(folder: Path, part: str) -> tuple[dict[str, Recommender], DinRank
     din = DinRanker.load(there["din"]) if "din" in there else None
     return {name: CHANNELS[name].load(p) for name, p in there.items() if name != "din"}, din, absent, there
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #2e3f8cfe
+# %% ../../nbs/72_recommenders.hybrid.ipynb #a0d7b59f
+def week_lists(model: HybridRecommender, this: Run, songs: pd.DataFrame) -> pd.DataFrame:
+    "Everybody's list, in Music Flamingo's playing order where that is switched on; a list without one is counted in `model.missing`."
+    lists, c = model.recommend(user_ids=everybody(this.folder).tolist()), model.config
+    if c.use_music_flamingo:
+        from sunorecsys.quality.flamingo import MusicFlamingo
+        from sunorecsys.recommenders.flamingo_order import reorder
+        ws, named = this.workspace, model.quality_config.quality_scores_file
+        asked = MusicFlamingo(c.flamingo_model, c.flamingo_device)
+        lists, failed = reorder(lists, songs, asked, ws.root / "flamingo", read_json(ws.inside(named)) if named else None)
+        if failed:
+            many, first = lists[Col.USER].nunique(), next(iter(failed.values()))
+            model.missing["music_flamingo"] = f"{len(failed):,} of {many:,} lists keep the order of chaining; the first: {first}"
+    return lists.assign(**{Col.LIST: this.week + "/" + lists[Col.USER], Col.WEEK: this.week, Col.VARIANT: "default", Col.POLICY: "hybrid"})
+
+# %% ../../nbs/72_recommenders.hybrid.ipynb #df7f0919
 def make_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = None) -> pd.DataFrame:
     "The stage: learn the blend, compose both hybrids from fitted channels, save them, and write `playlists.parquet` for everybody."
     c, taught, fine = this.config, None, None
@@ -391,9 +409,7 @@ def make_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = N
             seen = lesson(model, who, truth[who], barred[who])
             taught, model.blend = (learn_blend([seen], model.blend, folds=folds) for folds in (1, 5))
             fine, model.fine = taught_fine(model, seen)
+        lists = week_lists(model, this, songs) if part == "final" else None
         save_parts(model, out / "models" / "hybrid" / part, saved)
-    lists = model.recommend(user_ids=everybody(this.folder).tolist())
-    lists = lists.assign(**{Col.LIST: this.week + "/" + lists[Col.USER], Col.WEEK: this.week, Col.VARIANT: "default",
-                            Col.POLICY: "hybrid"})
     write_table(out / "playlists.parquet", lists)
     return lists
