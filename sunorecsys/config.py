@@ -183,7 +183,7 @@ class QualityConfig(_Component):
     quality_scores_file: str | None = Setting(None, description="scores of the sound ('sunorecsys quality'), a file in the workspace")
     weights: QualityWeights = QualityWeights()
 
-# %% ../nbs/01_config.ipynb #8999b520
+# %% ../nbs/01_config.ipynb #7bea30bb
 class HybridConfig(_Component):
     "The four stages (`recommenders.hybrid`). Weights of absent channels are shared out among those present."
     n: int = Setting(30, ge=1, le=1000, description="songs per playlist")
@@ -208,7 +208,7 @@ class HybridConfig(_Component):
     flamingo_model: str = Setting("nvidia/music-flamingo-2601-hf", description="hub id, or a folder")
     flamingo_device: str = Setting("cpu", description="as torch names it")
     variety: float = Setting(.3, ge=0, le=1, description="of a list, against relevance; 0: the order of the score")
-    calibration: float = Setting(0.0, ge=0, le=1, description="of a list's genres to those of the history; 0: not asked")
+    calibration: float = Setting(.05, ge=0, le=1, description="of a list's genres to those of the history; 0: not asked")
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")
     cold_share: float = Setting(.1, ge=0, le=1, description="at least this share of a playlist are cold songs, where recall found any")
     explore_share: float = Setting(.03, ge=0, le=1, description="of a playlist, within cold_share: drawn, with logged propensity")
