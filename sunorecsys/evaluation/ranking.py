@@ -6,7 +6,7 @@
 __all__ = ['fresh_question', 'shuffled_songs', 'rankers', 'deciles', 'judged', 'ranking', 'plot_ranking', 'write_ranking',
            'published_run']
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #92de8d83
+# %% ../../nbs/84_evaluation.ranking.ipynb #b1ac6758
 import copy
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..config import Config
@@ -31,6 +31,7 @@ from ..schema import Col
 from ..stages import Run
 from ..workspace import WEEK, Workspace, boundary, read_json
 from .ceiling import click_chances, informed_click_chances
+from .datasets import published_folder
 from .metrics import holm, paired_bootstrap
 from .predictions import auc, ece, gauc, group_auc, log_loss
 
@@ -74,16 +75,15 @@ def rankers(run: Run, interests: Interests, seed: int) -> dict[str, DinRanker]:
         out[name] = model.fit(**tables, interests=known, progress=False)
     return out
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #eb2a0ab9
+# %% ../../nbs/84_evaluation.ranking.ipynb #84950ef7
 def deciles(predicted: np.ndarray, clicked: np.ndarray, n: int = 10, confidence: float = .95) -> pd.DataFrame:
     "n groups of equal size: mean prediction, share of clicks with its interval (Wilson, Bonferroni over the groups), and whether it fits."
     at = np.array_split(np.argsort(predicted, kind="stable"), n)
-    z = norm.ppf(1 - (1 - confidence) / (2 * n))
     rows = []
     for some in at:
-        m, p, y = max(len(some), 1), float(predicted[some].mean()), float(clicked[some].mean())
-        middle, half = (y + z * z / (2 * m)) / (1 + z * z / m), z * np.sqrt(y * (1 - y) / m + z * z / (4 * m * m)) / (1 + z * z / m)
-        rows.append({"predicted": p, "clicked": y, "low": middle - half, "high": middle + half, "n": len(some)})
+        hits, p = int(clicked[some].sum()), float(predicted[some].mean())
+        low, high = binomtest(hits, max(len(some), 1)).proportion_ci(1 - (1 - confidence) / n, method="wilson")
+        rows.append({"predicted": p, "clicked": hits / max(len(some), 1), "low": low, "high": high, "n": len(some)})
     out = pd.DataFrame(rows)
     return out.assign(fits=out["predicted"].between(out["low"], out["high"]))
 
@@ -124,7 +124,7 @@ def ranking(run: Run, *, n_lists: int = 6, random_state: int = 0) -> tuple[pd.Da
              "log_loss": log_loss(p, clicked), "ece": ece(p, clicked), "choice": vars(models["din"].choice)}
     return judged(scores, clicked, listener), deciles(p, clicked), facts
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #0109d699
+# %% ../../nbs/84_evaluation.ranking.ipynb #c2ce7a45
 def plot_ranking(table: pd.DataFrame, groups: pd.DataFrame) -> Figure:
     "The table and the deciles as a picture."
     fig, axes = plt.subplots(1, 2, figsize=(11, .35 * len(table) + 1.4))
@@ -154,9 +154,7 @@ def write_ranking(table: pd.DataFrame, groups: pd.DataFrame, folder: Path) -> li
 def published_run(workspace: Path) -> Run:
     "The run of the week that a workspace has published; `SourceError` where there is none."
     ws = Workspace(workspace)
-    run = ws.published() if ws.current.exists() else None
-    if run is None:
-        raise SourceError(f"{ws.root}: no week is published yet; run 'sunorecsys weekly --workspace {ws.root}' first")
+    run = published_folder(ws)
     m = read_json(run / "manifest.json")
     try:
         return Run(run, ws, Config(**m["config"]), pd.Timestamp(m["as_of"]))

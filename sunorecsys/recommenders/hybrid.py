@@ -8,7 +8,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'recall', 'passed', 'best_of_recall', 'fine_sc
            'load_parts', 'left_out', 'fit_quality', 'fit_parts', 'fit_din', 'fused', 'plays_now', 'HybridRecommender',
            'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'week_lists', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #7341d128
+# %% ../../nbs/72_recommenders.hybrid.ipynb #a4e3497a
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -31,14 +31,14 @@ from .blending import Blend, Lesson, Ranked, configured, learn_blend, shortlist,
 from .chaining import chained
 from .content_factors import ContentFactors
 from .din_ranker import DinRanker
-from .fine_ranking import FINE, Fine, kept_if_better, learn_fine, order_gain, standardised
+from .fine_ranking import FINE, Fine, kept_if_better, learn_fine, order_gain
 from .interests import Interests
 from .item_cf import ItemCF
 from .item_content_based import Content, Vectors
 from .listening import bare_songs, cold_songs, write_arrays
 from .prompt_based import PromptBased, prompt_similarity
 from .quality_filter import QualityFilter, keep_best
-from .rerank import About, about_songs, genre_mix, list_order
+from .rerank import About, about_songs, genre_mix, list_order, standardised
 from .two_tower import TwoTower
 from .user_based import UserBased
 
@@ -66,7 +66,7 @@ def best_of_recall(model: "HybridRecommender", block: Candidates, n: int) -> Ran
     most = max(model.config.n_fine, n) if model.config.use_fine_ranking else block.item_idx.shape[1]
     return shortlist(block, model.blend, most, facts=model.x.facts, stay=passed(model, block, n))
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #8064cfeb
+# %% ../../nbs/72_recommenders.hybrid.ipynb #9620d038
 def fine_scores(model: "HybridRecommender", r: Ranked, history: History) -> dict[str, np.ndarray]: # float32 [U, K] each
     "What each voice of fine ranking that is there says of the candidates."
     out = {"recall": r.score}
@@ -78,7 +78,8 @@ def fine_scores(model: "HybridRecommender", r: Ranked, history: History) -> dict
 
 def fine_features(scores: Mapping[str, np.ndarray], there: np.ndarray) -> np.ndarray: # float32 [U, K, 3]
     "The voices on one scale; zeros for one that is absent."
-    return np.stack([standardised(scores[v], there) if v in scores else np.zeros(there.shape, np.float32) for v in FINE], axis=-1)
+    none = np.zeros(there.shape)
+    return np.stack([standardised(scores[v], there) if v in scores else none for v in FINE], axis=-1).astype(np.float32)
 
 def fine_order(model: "HybridRecommender", r: Ranked, users: np.ndarray, history: History) -> Ranked:
     "Stage 3: the same songs by fine ranking's score, if it takes part."
