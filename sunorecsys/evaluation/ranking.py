@@ -57,23 +57,26 @@ def fresh_question(run: Run, interests: Interests, n_lists: int, seed: int) -> d
             "position": rows["position"].reshape(-1, length).astype(np.int64), "clicked": rows["clicked"].reshape(-1, length)} | {
                 k: v[user, song] for k, v in chances.items()}
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #eb3571b6
+# %% ../../nbs/84_evaluation.ranking.ipynb #d26f12ae
 def shuffled_songs(interests: Interests, seed: int) -> Interests:
     "The same interests with every song's vector dealt out to another song."
     out, order = copy.copy(interests), np.random.default_rng(seed).permutation(len(interests.x.items))
     out.arrays = interests.arrays | {"features": interests.arrays["features"][order], "own": interests.arrays["own"][:, order]}
     return out
 
-def rankers(run: Run, interests: Interests, seed: int) -> dict[str, DinRanker]:
-    "DIN and its yardsticks, fitted on all that a run froze."
-    tables, c = training_tables(run.folder, "final"), run.config
-    out, rest = {}, c.din.model_dump()
+def rankers(run: Run, interests: dict[str, Interests], seed: int) -> dict[str, DinRanker]:
+    "The click model that a run serves, and its yardsticks made as it was: epochs and calibration chosen without the last week."
+    c, out, tables = run.config, {}, {part: training_tables(run.folder, part) for part in ("validation", "final")}
+    rest = c.din.model_dump()
     kinds = {"logistic regression": ("linear", interests), "mean of the history": ("mean", interests),
-             "din, shuffled songs": ("din", shuffled_songs(interests, seed)), "din": ("din", interests)}
+             "din, shuffled songs": ("din", {part: shuffled_songs(known, seed) for part, known in interests.items()})}
     for name, (kind, known) in tqdm(kinds.items(), desc="rankers", disable=None):
-        model = DinRanker(**rest | {"kind": kind}, history=c.history, random_state=seed)
-        out[name] = model.fit(**tables, interests=known, progress=False)
-    return out
+        choice = None
+        for part in ("validation", "final"):
+            model = DinRanker(**rest | {"kind": kind}, history=c.history, random_state=c.random_state)
+            out[name] = model.fit(**tables[part], interests=known[part], choice=choice, progress=False)
+            choice = model.choice
+    return out | {"din": DinRanker.load(run.folder / "models" / "din" / "final")}
 
 # %% ../../nbs/84_evaluation.ranking.ipynb #84950ef7
 def deciles(predicted: np.ndarray, clicked: np.ndarray, n: int = 10, confidence: float = .95) -> pd.DataFrame:
@@ -103,16 +106,17 @@ def judged(scores: dict[str, np.ndarray], clicked: np.ndarray, listener: np.ndar
     out.loc[some, "p (Holm)"] = holm(out.loc[some, "p"].to_numpy())
     return out
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #e154a84c
+# %% ../../nbs/84_evaluation.ranking.ipynb #a62539ed
 def ranking(run: Run, *, n_lists: int = 6, random_state: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     "(the table of `judged`, DIN's deciles, facts: impressions, clicks, log-loss and ECE with positions, the choice)."
-    folder = run.folder / "models" / "interests" / "final"
-    if (folder / ABSENT).exists():
-        raise SourceError(f"{run.folder.name} has no interests: {read_json(folder / ABSENT)['why']}")
-    interests = Interests.load(folder)
+    for note in (run.folder / "models" / name / "final" / ABSENT for name in ("interests", "din")):
+        if note.exists():
+            raise SourceError(f"{run.folder.name} has no {note.parts[-3]}: {read_json(note)['why']}")
+    known = {part: Interests.load(run.folder / "models" / "interests" / part) for part in ("validation", "final")}
+    interests = known["final"]
     q = fresh_question(run, interests, n_lists, random_state)
     history, clicked, listener = stored_seeds(interests.x, q["user"]), q["clicked"].ravel(), np.repeat(q["listener"], q["items"].shape[1])
-    models = rankers(run, interests, random_state)
+    models = rankers(run, known, random_state)
     scores = {"random": np.random.default_rng(random_state).random(len(clicked))}
     scores |= {n: m.score(history, q["items"]).ravel() for n, m in models.items()}
     scores |= {n: q[n].ravel() for n in ("informed ceiling", "oracle")}
