@@ -170,7 +170,7 @@ class Workspace:
         weeks = list(self.published_weeks())
         return f"Workspace({self.root.name}, {len(weeks)} published week(s){': ' + weeks[-1] if weeks else ''})"
 
-# %% ../nbs/02_workspace.ipynb #6d23a270
+# %% ../nbs/02_workspace.ipynb #1e3e0f79
 def new_run(workspace: Workspace, week: str) -> Path:
     "Make the next run folder of `week`."
     taken = [int(p.name.rsplit("-", 1)[1]) for p in workspace.runs.glob(f"{week}-*") if p.name.rsplit("-", 1)[1].isdigit()]
@@ -185,7 +185,7 @@ def read_record(path: Path) -> dict[str, Any]:
         if isinstance(record, dict):
             return record
         raise ValueError(f"{path} is damaged: expected an object, found {type(record).__name__}")
-    except ValueError as e:
+    except (ValueError, RecursionError, OSError) as e:
         logger.warning("%s; it counts as missing", str(e).removesuffix("; delete it to have it made again"))
         return {}
 

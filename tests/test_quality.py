@@ -60,7 +60,6 @@ READ = {  # replies that hold one judgement, however wrapped
     "an apostrophe before": f"It's this: {TEXT}",
     "an example without scores before": '{"genre": "…"}\n' + TEXT,
     "umlauts": with_(genre="Überschall"),
-    "an unfinished object after": TEXT + '\n{"genre": "tech',
 }
 
 BROKEN = {  # replies that hold none, and what is said of them
@@ -114,6 +113,10 @@ BROKEN = {  # replies that hold none, and what is said of them
     "a lone surrogate": ("\ud800", "no JSON object"),
     "control characters": ("\x00\x01{\x02}", "no JSON object"),
     "the question again": ("Describe this track in detail: its genre, tempo, key", "no JSON object"),
+    "an unfinished object after": (TEXT + '\n{"genre": "tech', "ends within"),
+    "an example before, the answer cut": (f"E.g. {TEXT}. Mine: {TEXT[:-1]}", "ends within"),
+    "an example before, the answer out of range": (TEXT + with_(production_quality=7), "not a number in"),
+    "single quotes, a key twice": (str(GOOD)[:-1] + ", 'production_quality': 0.1}", "comes twice"),
     "repeats itself": ('{"genre": "techno", ' * 200, "ends within"),
 }
 
@@ -153,7 +156,7 @@ def test_no_damage_makes_a_score_up(seed: int) -> None:
 
 class Fixed:
     "A judge that says what it is told to."
-    name, version, sampling_rate = "flamingo", "1", 8000
+    name, version, sampling_rate, key = "flamingo", "1", 8000, "overall_quality_score"
 
     def __init__(self, *says: object):
         self.says, self.batches = says, []

@@ -41,7 +41,7 @@ def in_words(done: Judged, output: Path, total: int) -> Sequence[str]:
     yield from (f"  {song}: {why}" for song, why in list(done.failed.items())[:5])
     yield f"scores of {total:,} songs: {output}"
 
-# %% ../../nbs/91e_commands.quality.ipynb #8a4efb86
+# %% ../../nbs/91e_commands.quality.ipynb #677c56fe
 def quality(
     scorer: Annotated[Scorer, typer.Option(help="Who judges: Music Flamingo or Audiobox Aesthetics.")] = Scorer.flamingo,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
@@ -69,7 +69,7 @@ def quality(
     judge = chosen_judge(scorer, model, device, dtype, max_tokens, by_probability)
     cache = cache_dir or target.with_name(f"{target.stem}-{judge.name}")
     done = judge_songs(songs, judge, cache, root=root, batch_size=batch_size, limit=limit or None)
-    print("\n".join(in_words(done, target, len(write_scores(target, done.scores)))))
+    print("\n".join(in_words(done, target, len(write_scores(target, done.scores, done.stale, judge.key)))))
     if input_ is None and target.resolve().is_relative_to(ws.root):
         name = target.resolve().relative_to(ws.root).as_posix()
         print(f"the weekly run reads it with: sunorecsys weekly -w {workspace} --set quality_filter.quality_scores_file={name}")

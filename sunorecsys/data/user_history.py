@@ -6,7 +6,7 @@
 __all__ = ['mixing_boundary', 'newest_plays', 'mixing_shares', 'weekly_mix_rows', 'weekly_mix', 'read_old_history',
            'import_old_history', 'last_n_plays', 'UserHistoryManager']
 
-# %% ../../nbs/15_data.user_history.ipynb #f566892e
+# %% ../../nbs/15_data.user_history.ipynb #da32d3d8
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from ..codes import UNDATED, microseconds, utc
 from ..schema import Col, validate
 from ..workspace import Workspace, boundary
-from .log import LOG_SCHEMA, EventStore, Log, LogError, log_table
+from .log import LOG_SCHEMA, EventStore, Log, LogError, log_table, read_log
 from .records import whole_number
 
 # %% ../../nbs/15_data.user_history.ipynb #e6e371c5
@@ -170,7 +170,7 @@ def _open(
         import_old_history(file, store)
     return None, store
 
-# %% ../../nbs/15_data.user_history.ipynb #0351cf17
+# %% ../../nbs/15_data.user_history.ipynb #c3be693c
 class UserHistoryManager:
     "Listeners' interactions, kept in the log, and the songs that stand for them by weekly mixing."
     def __init__(
@@ -208,6 +208,10 @@ class UserHistoryManager:
         "The same for all listeners, or for `user_ids`, in one pass: by listener, newest last."
         return last_n_plays((self.folder, self.store), user_ids, last_n=self.last_n, as_of=_now(as_of), columns=columns,
                             weekly_update_day=self.weekly_update_day)
+
+    def all_interactions(self, user_ids: Sequence[str], as_of: datetime | str | None = None) -> pd.DataFrame:
+        "Everything that some listeners did before `as_of` (default: now), skips too, all columns: what they know and what stands for them."
+        return read_log((self.folder, self.store), before=_now(as_of), users=list(user_ids))
 
     @property
     def user_ids(self) -> list[str]:

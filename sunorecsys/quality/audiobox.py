@@ -62,10 +62,10 @@ def window_marks(model: Any, windows: np.ndarray, real: np.ndarray, device: str,
             out[at, c] = said[a].float().cpu().numpy() * t["std"] + t["mean"]
     return out
 
-# %% ../../nbs/52_quality.audiobox.ipynb #3170bf74
+# %% ../../nbs/52_quality.audiobox.ipynb #f5a6df61
 class AudioboxScorer:
     "A `quality.judging.Judge` by Audiobox Aesthetics."
-    name, sampling_rate = "audiobox", 16_000
+    name, sampling_rate, key = "audiobox", 16_000, "audiobox_quality_score"
 
     def __init__(self, model_id: str | Path = "facebook/audiobox-aesthetics", device: str = "cpu", max_windows: int = 16):
         model, weights = load_audiobox(model_id)

@@ -67,7 +67,7 @@ def counted(log: CodedLog, stats: pd.DataFrame | None) -> dict[str, np.ndarray]:
         out |= {k: np.maximum(out[k], told[column].to_numpy(float)) for k, column in pairs.items()}
     return out
 
-# %% ../../nbs/49_quality.engagement.ipynb #1c0585cf
+# %% ../../nbs/49_quality.engagement.ipynb #97956006
 def by_position(shown: Shown) -> np.ndarray: # float64 [longest list + 1]
     "Share of clicks at each position."
     n = int(shown.position.max(initial=0)) + 1
@@ -80,7 +80,7 @@ def log_ratio(count: np.ndarray, plays: np.ndarray, prior: float = PRIOR) -> np.
     most = np.quantile(plays[plays > 0], .95) if (plays > 0).any() else 1.0
     part = np.minimum(1.0, most / np.maximum(plays, 1e-9))
     capped = count * part
-    top = np.quantile(capped, .99) or np.inf # 0 where hardly any song has such a reaction
+    top = np.quantile(capped, .99, method="lower") or np.inf # 0 where hardly any song has such a reaction
     usual = (np.minimum(capped, top).sum() + 1) / ((plays * part).sum() + prior)
     return np.log((count / usual + prior) / (plays + prior))
 
@@ -91,14 +91,14 @@ def reaction_ratios(counts: dict[str, np.ndarray], shown: Shown) -> dict[str, np
     expected = np.bincount(shown.item, by_position(shown)[shown.position], n)
     return out | {"click": np.log((np.bincount(shown.item, shown.clicked, n) + 2) / (expected + 2))}
 
-# %% ../../nbs/49_quality.engagement.ipynb #01e5d4cb
+# %% ../../nbs/49_quality.engagement.ipynb #0edf66e6
 NEWCOMERS = 10.0 # listeners that the usual counts as
 DAY = 86_400_000_000 # µs
 
 def days_known(log: CodedLog, created: pd.Series, as_of: pd.Timestamp) -> np.ndarray: # float64 (items,)
-    "Days from a song's making, or the log's first event where that is later, to `as_of`; `created` in the order of the codes."
+    "Days from a song's making, or the log's beginning where that is later, to `as_of`; `created` in the order of the codes."
     made, dated = as_microseconds(created), log.time[log.time != UNDATED]
-    first = dated.min() if len(dated) else min(made[made != UNDATED], default=microseconds(as_of) - DAY)
+    first = int(np.quantile(dated, .01)) if len(dated) else min(made[made != UNDATED], default=microseconds(as_of) - DAY)
     return np.maximum(microseconds(as_of) - np.where(made == UNDATED, first, np.maximum(made, first)), DAY / 24) / DAY
 
 def came(log: CodedLog, counts: dict[str, np.ndarray]) -> np.ndarray: # float64 (items,)

@@ -144,10 +144,10 @@ DIGITS = "12345"
 ASKED = {k: f"How high is the {k.replace('_', ' ').removesuffix(' score')} of this track, from 1 (very poor) to 5 (excellent)? "
             "Answer with one digit." for k in WEIGHTS}
 
-# %% ../../nbs/53_quality.flamingo.ipynb #137f8a35
+# %% ../../nbs/53_quality.flamingo.ipynb #a562faa0
 class MusicFlamingoQualityScorer:
     "A `quality.judging.Judge` by Music Flamingo."
-    name = "flamingo"
+    name, key = "flamingo", "overall_quality_score"
 
     def __init__(self, model_id: str | Path = "nvidia/music-flamingo-2601-hf", device: str = "cpu", dtype: str = "auto",
                  max_new_tokens: int = 512, batch_size: int = 4, by_probability: bool = False):
@@ -166,7 +166,9 @@ class MusicFlamingoQualityScorer:
     def by_words(self, sounds: Sequence[np.ndarray], attempt: int) -> list[dict[str, Any] | str]:
         "What `quality.replies.parse_reply` finds in the answers."
         out: list[dict[str, Any] | str] = []
-        for text in self.model.reply([PROMPT] * len(sounds), sounds, self.max_new_tokens, attempt):
+        together = [[s] for s in sounds] if attempt else [sounds] # drawn words depend on the batch
+        replies = [t for some in together for t in self.model.reply([PROMPT] * len(some), some, self.max_new_tokens, attempt)]
+        for text in replies:
             try:
                 out.append(parse_reply(text)[0])
             except ReplyError as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DESCRIPTION', 'WEIGHTS', 'PROMPT', 'PROMPT_VERSION', 'LONGEST', 'overall_quality', 'ReplyError', 'score_of', 'once',
-           'braced', 'read_object', 'judgement', 'strictly', 'parse_reply']
+           'braced', 'literal', 'read_object', 'judgement', 'strictly', 'answers_meant', 'open_at_end', 'parse_reply']
 
 # %% ../../nbs/51_quality.replies.ipynb #e6134782
 import ast
@@ -75,11 +75,18 @@ def braced(text: str) -> Iterator[str]:
             if not depth:
                 yield text[start:m.end()]
 
-# %% ../../nbs/51_quality.replies.ipynb #60c6df3b
+# %% ../../nbs/51_quality.replies.ipynb #57d31d64
+def literal(text: str) -> Any:
+    "A Python literal; `ReplyError` if a key comes twice with different values."
+    for node in ast.walk(ast.parse(text, mode="eval")):
+        if isinstance(node, ast.Dict) and all(k is not None for k in node.keys):
+            once([(repr(ast.literal_eval(k)), ast.literal_eval(v)) for k, v in zip(node.keys, node.values, strict=True)])
+    return ast.literal_eval(text)
+
 def read_object(text: str) -> dict[str, Any] | None:
     "One {…} as JSON, without trailing commas, or as a Python literal; None if it is neither."
     for read in (lambda t: json.loads(t, object_pairs_hook=once),
-                 lambda t: json.loads(re.sub(r",(\s*[}\]])", r"\1", t), object_pairs_hook=once), ast.literal_eval):
+                 lambda t: json.loads(re.sub(r",(\s*[}\]])", r"\1", t), object_pairs_hook=once), literal):
         try:
             found = read(text)
         except ReplyError:
@@ -110,7 +117,17 @@ def strictly(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError): # said again, with its reason, where objects are looked for
         return None
 
-# %% ../../nbs/51_quality.replies.ipynb #2d47758b
+# %% ../../nbs/51_quality.replies.ipynb #9bf64816
+def answers_meant(found: dict[str, Any]) -> bool:
+    "Whether an object names any of the scores."
+    return any(re.sub(r"[\s\-]+", "_", str(k).strip().lower()) in WEIGHTS for k in found)
+
+def open_at_end(text: str) -> bool:
+    "Whether an object begins after the last one that is whole."
+    *_, last = braced(text)
+    return "{" in text[text.rindex(last) + len(last):]
+
+# %% ../../nbs/51_quality.replies.ipynb #b1e52ac1
 def parse_reply(text: str) -> tuple[dict[str, Any], str]:
     "(the `judgement` in a model's reply, how it was found: strict or tolerant); `ReplyError` with the reason."
     if not text.strip():
@@ -128,9 +145,11 @@ def parse_reply(text: str) -> tuple[dict[str, Any], str]:
         try:
             answers.append(judgement(o))
         except ReplyError as e:
-            reasons.append(str(e))
-    if not answers:
-        raise ReplyError(reasons[-1])
+            reasons += [str(e)] if answers_meant(o) or len(objects) == 1 else []
+    if reasons or not answers: # one of two judgements cannot be read: the other may be an example
+        raise ReplyError(reasons[-1] if reasons else "no object with scores in the reply")
+    if open_at_end(text):
+        raise ReplyError("the reply ends within an object")
     if any(a != answers[0] for a in answers):
         raise ReplyError(f"the reply holds {len(answers)} different judgements")
     return answers[0], "tolerant"

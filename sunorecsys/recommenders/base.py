@@ -105,7 +105,7 @@ def given_history(
     h, at = seeds(log, liked, end, config), users.encode(names)
     return (h.rows(at) if h.item_idx.shape[1] else stored_seeds(x, np.full(len(names), -1))), seen[at]
 
-# %% ../../nbs/40b_recommenders.base.ipynb #72350984
+# %% ../../nbs/40b_recommenders.base.ipynb #73d9181e
 def ask(
     x: Listening, as_of: pd.Timestamp, config: HistoryConfig, *, user_id: str | None = None, user_ids: Sequence[str] | None = None,
     song_ids: Sequence[str] | None = None, history: pd.DataFrame | None = None, at: pd.Timestamp | None = None,
@@ -115,12 +115,13 @@ def ask(
         raise ValueError("give exactly one of user_id, user_ids and song_ids")
     if isinstance(user_ids, str):
         raise ValueError(f"user_ids is one string; write user_id={user_ids!r} or a list")
+    at = None if at is None else utc(at)
     if at is not None and at < as_of:
         raise ValueError(f"the model knows plays up to {as_of:%Y-%m-%d} and cannot answer as of {at:%Y-%m-%d}; load an older run")
     def unseen(n: int) -> sparse.csr_matrix:
         return sparse.csr_matrix((n, len(x.items)), dtype=bool)
     if song_ids is not None:
-        song_ids = [song_ids] if isinstance(song_ids, str) else song_ids
+        song_ids = [song_ids] if isinstance(song_ids, str) else list(dict.fromkeys(song_ids))
         codes = x.items.encode(list(song_ids))
         if (codes < 0).all():
             raise ValueError(f"none of the seed songs is in the catalogue: {', '.join(map(str, song_ids))}")
@@ -244,10 +245,13 @@ def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool, barred:
         parts.append(model._show(b, n, exclusions(model.x, b.codes, b.history, b.seen + less) if exclude_seen else less))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/40b_recommenders.base.ipynb #5ff08ff5
+# %% ../../nbs/40b_recommenders.base.ipynb #3f4827ae
 def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.DataFrame:
     "Nearest songs as a table; `KeyError` names the songs that the model does not know."
-    codes = model.x.items.encode(list(song_ids))
+    song_ids = [song_ids] if isinstance(song_ids, str) else list(song_ids)
+    if n < 1:
+        raise ValueError(f"n is {n}; ask for one song or more")
+    codes = model.x.items.encode(song_ids)
     if (codes < 0).any():
         raise KeyError(f"not in the catalogue: {', '.join(s for s, c in zip(song_ids, codes, strict=True) if c < 0)}")
     items, scores = model._similar(codes, n)

@@ -21,7 +21,7 @@ def path_length(d: np.ndarray, order: np.ndarray) -> np.ndarray: # float32 [U]
     row = np.arange(len(order))[:, None]
     return d[row, order[:, :-1], order[:, 1:]].sum(1)
 
-# %% ../../nbs/70b_recommenders.chaining.ipynb #14bfe600
+# %% ../../nbs/70b_recommenders.chaining.ipynb #1a696f15
 def inserted(d: np.ndarray) -> np.ndarray: # int64 [U, n]
     "Paths from place 0 through all n places of each list by cheapest insertion; `d` [U, n, n]."
     u, n = d.shape[:2]
@@ -31,13 +31,13 @@ def inserted(d: np.ndarray) -> np.ndarray: # int64 [U, n]
         cost = d[row, a, new]
         gap = cost.copy()
         gap[:, :-1] += cost[:, 1:] - d[row, a[:, :-1], a[:, 1:]]
-        at = gap.argmin(1)[:, None] + 1 # the place of the new song
+        at = new - gap[:, ::-1].argmin(1)[:, None] # the place of the new song; of equal gaps the last, so that what ties keeps its order
         place = np.arange(new + 1)[None]
         moved = np.take_along_axis(a, np.clip(np.where(place > at, place - 1, place), 0, new - 1), 1)
         path[:, :new + 1] = np.where(place == at, new, moved)
     return path
 
-# %% ../../nbs/70b_recommenders.chaining.ipynb #c1120db3
+# %% ../../nbs/70b_recommenders.chaining.ipynb #ca89684a
 def turned(d: np.ndarray, path: np.ndarray, rounds: int = 60) -> np.ndarray: # int64 [U, n]
     "Paths after 2-opt with the first place fixed; `d` [U, n, n]."
     path, n = path.copy(), path.shape[1]
@@ -69,5 +69,6 @@ def chained(items: np.ndarray, vectors: np.ndarray, step: int = 512) -> np.ndarr
         d = distances(some, vectors)
         order = turned(d, inserted(d)) if some.shape[1] else np.empty(some.shape, np.int64)
         gone = np.take_along_axis(some, order, 1) < 0
-        out[a:a + step, :longest] = np.take_along_axis(order, np.argsort(gone, axis=1, kind="stable"), 1)
+        last = np.argsort(np.where(gone, longest + order, np.arange(longest)), axis=1, kind="stable") # empty places by number
+        out[a:a + step, :longest] = np.take_along_axis(order, last, 1)
     return out

@@ -19,7 +19,7 @@ from .base import ask, exclusions
 from .blending import Ranked
 from .hybrid import HybridRecommender, best_of_recall, best_reasons, fine_order, ranked, recall
 
-# %% ../../nbs/73_recommenders.explain.ipynb #38ccd2ae
+# %% ../../nbs/73_recommenders.explain.ipynb #c97e94dc
 @dataclass(frozen=True)
 class Steps:
     "One listener's candidates after each stage: the union, the best of it by the blend, those in fine ranking's order, the list."
@@ -31,8 +31,9 @@ class Steps:
 
 def steps(model: HybridRecommender, n: int, *, user_id: str | None = None, song_ids: Sequence[str] | None = None) -> Steps:
     "Follow one listener, or one virtual listener with seed songs."
-    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids)
-    union = recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history))
+    live = None if song_ids is not None else model._plays([user_id], None)
+    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids, history=live)
+    union = recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history, q.seen))
     first = best_of_recall(model, union, n)
     return Steps(q.history, union, first, fine_order(model, first, q.codes, q.history), ranked(model, union, q.history, n))
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['caption', 'question', 'read_order', 'ask_order', 'reorder']
 
-# %% ../../nbs/70c_recommenders.flamingo_order.ipynb #c03ec92f
-import json
+# %% ../../nbs/70c_recommenders.flamingo_order.ipynb #3c9e9ea8
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,23 +34,23 @@ def question(lines: Sequence[str]) -> str:
             f"variety, and the opening is strong. Answer with a JSON list of the numbers 1 to {len(lines)}, each exactly once, and "
             "nothing else.")
 
-# %% ../../nbs/70c_recommenders.flamingo_order.ipynb #01463b1b
+# %% ../../nbs/70c_recommenders.flamingo_order.ipynb #68741939
 def read_order(text: str, n: int) -> list[int]: # from 0
     "The permutation of 1 … n in a reply, as places from 0; `ValueError` says why there is none."
-    found = [json.loads(m) for m in re.findall(r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]", text[:20_000])]
+    found = [[int(i) for i in re.findall(r"\d+", m)] for m in re.findall(r"\[\s*\d{1,6}(?:\s*,\s*\d{1,6})*\s*\]", text[:20_000])]
     orders = {tuple(f) for f in found if sorted(f) == list(range(1, n + 1))}
     if len(orders) == 1:
         return [i - 1 for i in orders.pop()]
     raise ValueError("several different orders" if orders else f"a list of {len(found[0])} numbers that is no order of {n} songs" if found
                      else "no list of numbers")
 
-# %% ../../nbs/70c_recommenders.flamingo_order.ipynb #90323471
+# %% ../../nbs/70c_recommenders.flamingo_order.ipynb #e1629ce9
 def ask_order(model: Any, lines: Sequence[str], cache_dir: Path, attempts: int = 2) -> list[int] | str:
     "The new order of a list, as places; or why there is none."
     asked, why = question(lines), "not asked"
     path = cache_dir / f"{value_hash([asked, model.weights])[:32]}.json"
     kept = read_record(path).get("order")
-    if isinstance(kept, list) and sorted(kept) == list(range(len(lines))):
+    if isinstance(kept, list) and all(type(i) is int for i in kept) and sorted(kept) == list(range(len(lines))):
         return kept
     for attempt in range(attempts):
         reply = model.reply([asked], max_new_tokens=8 * len(lines) + 32, attempt=attempt)[0]

@@ -8,7 +8,7 @@ __all__ = ['CHANNELS', 'WEIGHTS', 'recall', 'passed', 'best_of_recall', 'fine_sc
            'load_parts', 'left_out', 'fit_quality', 'fit_parts', 'fit_din', 'fused', 'plays_now', 'HybridRecommender',
            'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'week_lists', 'make_week']
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #a4e3497a
+# %% ../../nbs/72_recommenders.hybrid.ipynb #ab076f9a
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from scipy import sparse
 
 from ..codes import Candidates, History, IdMap, fair_draws, lookup, top_k
 from ..config import CHANNEL_CONFIGS, DinConfig, HistoryConfig, HybridConfig, QualityConfig
-from ..data.log import LOG_SCHEMA
 from ..data.splits import held_out
 from ..data.user_history import UserHistoryManager
 from ..schema import Col
@@ -240,7 +239,7 @@ def fit_din(model: "HybridRecommender", **tables: Any) -> None:
     except MissingInput as e:
         model.missing["din"] = str(e)
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #5831c4d4
+# %% ../../nbs/72_recommenders.hybrid.ipynb #64ad601e
 def fused(model: "HybridRecommender", items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "(codes int32 [Q, k], −1 = none; scores float32 [Q, k]): the k songs nearest to each by all channels that compare songs."
     total, reach = np.zeros((len(items), len(model.x.items)), np.float32), 4 * k
@@ -254,8 +253,8 @@ def fused(model: "HybridRecommender", items: np.ndarray, k: int) -> tuple[np.nda
     return found.astype(np.int32), score
 
 def plays_now(manager: UserHistoryManager, names: list[str | None], as_of: pd.Timestamp | None) -> pd.DataFrame:
-    "What stands for the listeners in a history, as `recommend` takes it."
-    return manager.last_n_interactions([n for n in names if n is not None], as_of=as_of, columns=LOG_SCHEMA.names)
+    "What listeners did, as `recommend` takes it: all of it, for what they skipped or played long ago is not to come again."
+    return manager.all_interactions([n for n in names if n is not None], as_of=as_of)
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #b4a61dd0
 class HybridRecommender(Recommender):
@@ -320,15 +319,16 @@ class HybridRecommender(Recommender):
         "Read a saved hybrid."
         return load_parts(cls, Path(folder))
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #2f7dacd0
+# %% ../../nbs/72_recommenders.hybrid.ipynb #6d79fc0b
 def trace(
     model: HybridRecommender, user_id: str | None = None, n: int | None = None, *, song_ids: Sequence[str] | None = None
 ) -> dict[str, Any]:
     "Stage by stage for one listener: `seeds`, `recall` (five best a channel), `counts`, `removed`, `threshold`, `absent`, `playlist`."
-    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids)
-    block = recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history))
+    live = None if song_ids is not None else model._plays([user_id], None)
+    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids, history=live)
+    block = recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history, q.seen))
     r = ranked(model, block, q.history, n or model.config.n)
-    best = {name: m.recommend(user_id, song_ids=song_ids, n=5) for name, m in model.channels.items()}
+    best = {name: m.recommend(user_id, song_ids=song_ids, n=5, history=live) for name, m in model.channels.items()}
     top = {name: t[t[Col.CHANNEL] == name] for name, t in best.items()}
     found = {name: int(np.isfinite(block.scores[..., c]).sum()) for c, name in enumerate(block.channels)}
     counts = {**{f"recall: {name}": k for name, k in found.items()}, "recall: union": int(r.recalled[0]),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JUDGES', 'read_scores', 'combined', 'keep_best', 'quality_table', 'QualityFilter']
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #ce1d82bb
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #f74e2dc0
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from ..codes import IdMap, encode_log, no_plays
+from ..codes import IdMap, encode_log, no_plays, utc
 from ..config import QualityConfig
 from ..data.splits import before
 from ..quality.engagement import encode_impressions, engagement, latest_stats
@@ -78,7 +78,7 @@ def quality_table(
     out["score"], heard = combined(out["engagement"].to_numpy(), out, config.weights.model_dump())
     return out.assign(exempt=(out[Col.PLAYS] < config.min_plays) & ~heard)
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #20404b52
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #c1fe7eba
 class QualityFilter:
     "Removes songs of low quality: .5 is the catalogue's usual engagement; settings are those of `QualityConfig`."
 
@@ -92,7 +92,8 @@ class QualityFilter:
     def fit(self, *, songs: pd.DataFrame, song_stats: pd.DataFrame | None = None, interactions: pd.DataFrame | None = None,
             impressions: pd.DataFrame | None = None, as_of: pd.Timestamp, **_: Any) -> Self:
         "Score the songs that exist at `as_of` from what was counted, played and shown before it, and from the file of scores."
-        self.as_of, self.table = as_of, quality_table(songs, song_stats, interactions, impressions, as_of, self.config)
+        self.as_of = utc(as_of)
+        self.table = quality_table(songs, song_stats, interactions, impressions, self.as_of, self.config)
         return self
 
     @property
@@ -110,6 +111,7 @@ class QualityFilter:
 
     def filter(self, song_ids: list[str], at_least: int = 0) -> tuple[list[str], dict[str, float]]:
         "(songs that stay, in order; statistics: threshold, mean, passed, filtered)."
+        song_ids = [song_ids] if isinstance(song_ids, str) else list(song_ids)
         items = IdMap(song_ids)
         score, exempt = self.per_item(items)
         codes = items.encode(song_ids)
