@@ -235,14 +235,16 @@ def list_logits(t: Teacher, rows: np.ndarray, step: int = 256) -> tuple[np.ndarr
         parts.append((z[there], looked[there], some.clicked[there]))
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True)) if parts else (np.empty(0), np.empty(0), np.empty(0, bool))
 
-# %% ../../nbs/62_recommenders.din_ranker.ipynb #58cb3373
+# %% ../../nbs/62_recommenders.din_ranker.ipynb #3a5b27b8
 def level(z: np.ndarray, looked: np.ndarray, clicked: np.ndarray) -> float:
     "The intercept with which logits float [N] expect as many clicks as there are."
     return float(brentq(lambda b: (looked * expit(z + b)).sum() - clicked.sum(), -30, 30)) if 0 < clicked.sum() < looked.sum() else 0.0
 
 def intercept_of(t: Teacher, choice: Choice, most: int = 2000) -> float:
-    "`level` of a network on (at most so many rows of) what it was taught, after the slope of `choice`."
-    z, looked, clicked = list_logits(t, np.random.default_rng(0).permutation(t.taught)[:most])
+    "`level` of a network on (at most so many rows of) the newest two weeks that it was taught, after the slope of `choice`."
+    week = t.lists.week[t.taught]
+    newest = t.taught[week <= week.min() + 1]
+    z, looked, clicked = list_logits(t, np.random.default_rng(0).permutation(newest)[:most])
     return level(choice.slope * z, looked, clicked)
 
 # %% ../../nbs/62_recommenders.din_ranker.ipynb #cf3a4a91
