@@ -170,7 +170,7 @@ def _open(
         import_old_history(file, store)
     return None, store
 
-# %% ../../nbs/15_data.user_history.ipynb #c3be693c
+# %% ../../nbs/15_data.user_history.ipynb #74654b92
 class UserHistoryManager:
     "Listeners' interactions, kept in the log, and the songs that stand for them by weekly mixing."
     def __init__(
@@ -201,12 +201,9 @@ class UserHistoryManager:
         return last_n_plays((self.folder, self.store), [user_id], last_n=self.last_n, as_of=_now(as_of), columns=LOG_SCHEMA.names,
                             weekly_update_day=self.weekly_update_day, use_weekly_mixing=use_weekly_mixing)
 
-    def last_n_interactions(
-        self, user_ids: Sequence[str] | None = None, as_of: datetime | str | None = None,
-        columns: Sequence[str] = (Col.USER, Col.SONG, Col.TIME), # of the log
-    ) -> pd.DataFrame:
-        "The same for all listeners, or for `user_ids`, in one pass: by listener, newest last."
-        return last_n_plays((self.folder, self.store), user_ids, last_n=self.last_n, as_of=_now(as_of), columns=columns,
+    def last_n_interactions(self, user_ids: Sequence[str] | None = None, as_of: datetime | str | None = None) -> pd.DataFrame:
+        "The same for all listeners, or for `user_ids`, in one pass: `user_id, song_id, timestamp`, by listener, newest last."
+        return last_n_plays((self.folder, self.store), user_ids, last_n=self.last_n, as_of=_now(as_of),
                             weekly_update_day=self.weekly_update_day)
 
     def all_interactions(self, user_ids: Sequence[str], as_of: datetime | str | None = None) -> pd.DataFrame:
