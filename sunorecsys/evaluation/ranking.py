@@ -6,7 +6,7 @@
 __all__ = ['fresh_question', 'shuffled_songs', 'rankers', 'deciles', 'judged', 'ranking', 'plot_ranking', 'write_ranking',
            'published_run']
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #b1ac6758
+# %% ../../nbs/84_evaluation.ranking.ipynb #7e7a33af
 import copy
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,20 @@ from ..recommenders.din_ranker import DinRanker
 from ..recommenders.interests import Interests
 from ..schema import Col
 from ..stages import Run
-from ..workspace import WEEK, Workspace, boundary, read_json
-from .ceiling import click_chances, informed_click_chances
+from ..workspace import Workspace, read_json
+from .ceiling import click_chances, informed_click_chances, week_number
 from .datasets import published_folder
 from .metrics import holm, paired_bootstrap
 from .predictions import auc, ece, gauc, group_auc, log_loss
 
-# %% ../../nbs/84_evaluation.ranking.ipynb #a9284063
+# %% ../../nbs/84_evaluation.ranking.ipynb #13b7c6cf
 def fresh_question(run: Run, interests: Interests, n_lists: int, seed: int) -> dict[str, np.ndarray]:
     "`user` [L], `items`, `position` and `clicked` [L, 20] in the codes of a model; `ceiling` and `oracle`, chances [L, 20]."
     folder = run.workspace.simulation
     if not (folder / "truth.npz").exists():
         raise SourceError(f"{run.workspace.root}: its listening is not simulated, and fresh clicks cannot be drawn")
     config, truth = load_truth(folder)
-    week = int((run.as_of - boundary(config.start)) // WEEK)
-    if not 0 <= week < config.n_weeks:
-        raise SourceError(f"{run.week} is none of the {config.n_weeks} weeks that were simulated")
-    rows = fresh_lists(config, truth, week, n_lists, np.random.default_rng([seed, 84]))
+    rows = fresh_lists(config, truth, week_number(config, run.as_of), n_lists, np.random.default_rng([seed, 84]))
     length = int(rows["position"].max())
     user, song = (rows[k].reshape(-1, length) for k in ("user", "song"))
     who = np.arange(len(truth["user_rate"]))

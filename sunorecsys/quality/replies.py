@@ -6,7 +6,7 @@
 __all__ = ['DESCRIPTION', 'WEIGHTS', 'PROMPT', 'PROMPT_VERSION', 'LONGEST', 'overall_quality', 'ReplyError', 'score_of', 'once',
            'braced', 'literal', 'read_object', 'judgement', 'strictly', 'answers_meant', 'open_at_end', 'parse_reply']
 
-# %% ../../nbs/51_quality.replies.ipynb #e6134782
+# %% ../../nbs/51_quality.replies.ipynb #cc5f9c65
 import ast
 import json
 import math
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..workspace import value_hash
+from .engagement import is_score
 
 # %% ../../nbs/51_quality.replies.ipynb #d57770f1
 DESCRIPTION = ("genre", "tempo", "key", "instruments", "production_style", "mood")
@@ -32,7 +33,7 @@ def overall_quality(scores: dict[str, float]) -> float:
     "The weighted mean of the five scores, in [0, 1]."
     return math.fsum(w * scores[k] for k, w in WEIGHTS.items())
 
-# %% ../../nbs/51_quality.replies.ipynb #4a83f961
+# %% ../../nbs/51_quality.replies.ipynb #73bc4877
 class ReplyError(ValueError):
     "A reply that holds no judgement; the message says why."
 
@@ -43,7 +44,7 @@ def score_of(value: Any, key: str) -> float:
         m = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?|\.\d+)\s*(?:(%)|/\s*(\d+(?:\.\d+)?))?\s*", v)
         if m:
             v = float(m[1]) / (100 if m[2] else float(m[3] or 1) or math.nan)
-    if isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1:
+    if not is_score(v):
         raise ReplyError(f"{key} is {str(said)[:40]!r}, not a number in [0, 1]")
     return float(v)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Steps', 'steps', 'place_in', 'by_channels', 'by_click', 'moved', 'explain']
 
-# %% ../../nbs/73_recommenders.explain.ipynb #c8c231a0
+# %% ../../nbs/73_recommenders.explain.ipynb #71e11da6
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,10 @@ from scipy.special import expit
 
 from ..codes import Candidates, History
 from ..schema import Col
-from .base import ask, exclusions
 from .blending import Ranked
-from .hybrid import HybridRecommender, best_of_recall, best_reasons, fine_order, ranked, recall
+from .hybrid import HybridRecommender, best_of_recall, best_reasons, fine_order, one_recall, ranked
 
-# %% ../../nbs/73_recommenders.explain.ipynb #c97e94dc
+# %% ../../nbs/73_recommenders.explain.ipynb #ab2e8de3
 @dataclass(frozen=True)
 class Steps:
     "One listener's candidates after each stage: the union, the best of it by the blend, those in fine ranking's order, the list."
@@ -31,9 +30,7 @@ class Steps:
 
 def steps(model: HybridRecommender, n: int, *, user_id: str | None = None, song_ids: Sequence[str] | None = None) -> Steps:
     "Follow one listener, or one virtual listener with seed songs."
-    live = None if song_ids is not None else model._plays([user_id], None)
-    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids, history=live)
-    union = recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history, q.seen))
+    _, q, union = one_recall(model, user_id, song_ids)
     first = best_of_recall(model, union, n)
     return Steps(q.history, union, first, fine_order(model, first, q.codes, q.history), ranked(model, union, q.history, n))
 

@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'WEIGHTS', 'recall', 'passed', 'best_of_recall', 'fine_scores', 'fine_features', 'fine_order', 'exploring',
            'ranked', 'best_reasons', 'in_places', 'make_lists', 'compose', 'lesson', 'taught_fine', 'save_parts',
            'load_parts', 'left_out', 'fit_quality', 'fit_parts', 'fit_din', 'fused', 'plays_now', 'HybridRecommender',
-           'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'week_lists', 'make_week']
+           'one_recall', 'trace', 'everybody', 'served', 'served_in_words', 'open_parts', 'week_lists', 'make_week']
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #ab076f9a
 from collections.abc import Mapping, Sequence
@@ -319,14 +319,21 @@ class HybridRecommender(Recommender):
         "Read a saved hybrid."
         return load_parts(cls, Path(folder))
 
-# %% ../../nbs/72_recommenders.hybrid.ipynb #6d79fc0b
+# %% ../../nbs/72_recommenders.hybrid.ipynb #827e9fc0
+def one_recall(
+    model: HybridRecommender, user_id: str | None, song_ids: Sequence[str] | None
+) -> tuple[pd.DataFrame | None, Query, Candidates]:
+    "(plays that stand for one listener instead of the fitted ones, the question, stage 1's answer), as `recommend` asks it."
+    live = None if song_ids is not None else model._plays([user_id], None)
+    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids, history=live)
+    return live, q, recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history, q.seen))
+
+# %% ../../nbs/72_recommenders.hybrid.ipynb #a8d6f1de
 def trace(
     model: HybridRecommender, user_id: str | None = None, n: int | None = None, *, song_ids: Sequence[str] | None = None
 ) -> dict[str, Any]:
     "Stage by stage for one listener: `seeds`, `recall` (five best a channel), `counts`, `removed`, `threshold`, `absent`, `playlist`."
-    live = None if song_ids is not None else model._plays([user_id], None)
-    q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids, history=live)
-    block = recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history, q.seen))
+    live, q, block = one_recall(model, user_id, song_ids)
     r = ranked(model, block, q.history, n or model.config.n)
     best = {name: m.recommend(user_id, song_ids=song_ids, n=5, history=live) for name, m in model.channels.items()}
     top = {name: t[t[Col.CHANNEL] == name] for name, t in best.items()}

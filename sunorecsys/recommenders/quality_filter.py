@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JUDGES', 'read_scores', 'combined', 'keep_best', 'quality_table', 'QualityFilter']
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #f74e2dc0
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #7d7ca766
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,13 +16,13 @@ import pandas as pd
 from ..codes import IdMap, encode_log, no_plays, utc
 from ..config import QualityConfig
 from ..data.splits import before
-from ..quality.engagement import encode_impressions, engagement, latest_stats
+from ..quality.engagement import encode_impressions, engagement, is_score, latest_stats
 from ..schema import Col
 from ..workspace import read_json, write_table
 from .base import seal, unseal
 from .listening import created_at
 
-# %% ../../nbs/50_recommenders.quality_filter.ipynb #a7ac092e
+# %% ../../nbs/50_recommenders.quality_filter.ipynb #c38a0736
 JUDGES = {"flamingo": "overall_quality_score", "audiobox": "audiobox_quality_score"} # judge → its key among a song's scores
 
 def read_scores(path: Path) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         if not isinstance(scores, dict):
             raise ValueError(f"{path}: song {song!r} has no object 'scores'")
         rows[song] = {judge: scores[key] for judge, key in JUDGES.items() if key in scores}
-        bad = [JUDGES[j] for j, v in rows[song].items() if isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1]
+        bad = [JUDGES[j] for j, v in rows[song].items() if not is_score(v)]
         if bad:
             raise ValueError(f"{path}: song {song!r}: {bad[0]} is {scores[bad[0]]!r}; a number in [0, 1] is expected")
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(JUDGES), dtype="float64").rename_axis(Col.SONG)
