@@ -50,6 +50,7 @@ class EmbeddingsConfig(_Component):
     checkpoint: str = Setting("", description="hub id or path, instead of the weights that the name stands for")
     device: str = Setting("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     batch_size: int = Setting(32, ge=1, le=4096, description="songs encoded together")
+    flow: bool = Setting(True, description="measure tempo, key and loudness too, for the playing order (`embeddings.flow`)")
 
 class ItemCFConfig(_Component):
     "Item-to-item collaborative filtering (`recommenders.item_cf`)."
@@ -110,6 +111,7 @@ class DinConfig(_Component):
     hidden: int = Setting(16, ge=1, le=1024, description="hidden units of the attention")
     deep: int = Setting(32, ge=1, le=4096, description="hidden units above it")
     kind: Literal["din", "mean", "linear"] = Setting("din", description="mean of the history, or logistic regression, for comparison")
+    use_interests: bool = Setting(True, description="read what the listener's interests think of a song; False for comparison")
     weeks: int = Setting(10, ge=1, le=520, description="weeks of impressions and plays that are learnt from, the newest")
     hold_out: int = Setting(1, ge=1, le=52, description="newest weeks by which epochs and calibration are chosen")
     negatives: int = Setting(4, ge=1, le=1000, description="songs drawn beside each play")
@@ -209,6 +211,7 @@ class HybridConfig(_Component):
     flamingo_device: str = Setting("cpu", description="as torch names it")
     variety: float = Setting(.3, ge=0, le=1, description="of a list, against relevance; 0: the order of the score")
     calibration: float = Setting(.05, ge=0, le=1, description="of a list's genres to those of the history; 0: not asked")
+    flow_weight: float = Setting(.5, ge=0, le=1, description="of tempo, key and loudness in the playing order, against sound and prompt")
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")
     cold_share: float = Setting(.1, ge=0, le=1, description="at least this share of a playlist are cold songs, where recall found any")
     explore_share: float = Setting(.03, ge=0, le=1, description="of a playlist, within cold_share: drawn, with logged propensity")

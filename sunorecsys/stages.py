@@ -58,7 +58,7 @@ STAGES: dict[str, Stage] = {
                        ("interests", "history", "random_state")),
     "din": Stage("62_recommenders.din_ranker", ("splits", "embeddings", "interests"), ("models/din",), ("din", "history", "random_state")),
     "quality_filter": Stage("50_recommenders.quality_filter", ("splits",), ("models/quality_filter",), ("quality_filter",)),
-    "hybrid": Stage("72_recommenders.hybrid", _RECALL,
+    "hybrid": Stage("72_recommenders.hybrid", ("embeddings", *_RECALL),
                     ("models/hybrid", "playlists.parquet"), ("hybrid", "quality_filter", "history", "random_state")),
     "report": Stage("80_evaluation.report", ("embeddings", *_RECALL, "hybrid"),
                     ("metrics.json",), ("hybrid", "random_state")),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sunorecsys.codes import History
-from sunorecsys.config import HistoryConfig
+from sunorecsys.config import HistoryConfig, InterestsConfig
 from sunorecsys.evaluation.predictions import gauc
 from sunorecsys.recommenders.chaining import chained
 from sunorecsys.recommenders.din_ranker import DinRanker
@@ -50,8 +50,9 @@ def two_interests(seed=0, users=150, songs=160, weeks=6):
     tables["songs"] = validate(pd.DataFrame({Col.SONG: ids, Col.TITLE: ids}), "songs")[0]
     x = listen(tables["interactions"], tables["songs"], AS_OF)
     place = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-    known = SimpleNamespace(x=x, arrays={"features": place, "own": np.zeros((1, songs, 0), np.float32),
-                                         "points": rng.standard_normal((1, 500, 2)).astype(np.float32)})
+    known = SimpleNamespace(x=x, config=InterestsConfig(), arrays={
+        "features": place, "own": np.zeros((1, songs, 0), np.float32), "log_z": np.zeros((1, 500), np.float32),
+        "points": rng.standard_normal((1, 500, 2)).astype(np.float32)})
     asked = np.tile(np.arange(songs, dtype=np.int32), (users, 1))
     clicked = rng.random(asked.shape) < .02 + .5 * fits**4
     return tables, known, asked, clicked
@@ -61,7 +62,7 @@ def test_attention_finds_two_interests_where_the_mean_finds_none():
     tables, known, asked, clicked = two_interests()
     score = {}
     for kind in ("linear", "mean", "din"):
-        model = DinRanker(kind=kind, epochs=4).fit(**tables, as_of=AS_OF, interests=known, progress=False)
+        model = DinRanker(kind=kind, epochs=4, use_interests=False).fit(**tables, as_of=AS_OF, interests=known, progress=False)
         z = model.score(known.x.history, asked)
         score[kind] = gauc(z.ravel(), clicked.ravel(), np.repeat(np.arange(len(asked)), asked.shape[1]))
     assert score["din"] > .8, score
@@ -96,11 +97,11 @@ def test_one_creator_and_none():
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     none = np.full(200, -1, np.int32)
     for variety in (0.0, .3):
-        one = list_order(items, score, About(np.zeros(200, np.int32), none, v, none), 30, creator_cap=3, variety=variety)[0]
+        one = list_order(items, score, About(np.zeros(200, np.int32), none, v, none, v), 30, creator_cap=3, variety=variety)[0]
         assert all(len(set(row)) == 30 for row in one)  # a full list, though all are of one creator
-        free = list_order(items, score, About(none, none, v, none), 30, creator_cap=1, variety=variety)[0]
+        free = list_order(items, score, About(none, none, v, none, v), 30, creator_cap=1, variety=variety)[0]
         assert all(len(set(row)) == 30 for row in free)
-    assert (free == list_order(items, score, About(none, none, v, none), 30, creator_cap=99, variety=.3)[0]).all()
+    assert (free == list_order(items, score, About(none, none, v, none, v), 30, creator_cap=99, variety=.3)[0]).all()
 
 
 def test_songs_without_vectors_stand_anywhere():
@@ -108,7 +109,7 @@ def test_songs_without_vectors_stand_anywhere():
     items = np.arange(8, dtype=np.int32)[None]
     assert sorted(chained(items, v)[0]) == list(range(8))
     none = np.full(9, -1, np.int32)
-    order, _ = list_order(items, -items.astype(np.float32), About(none, none, v, none), 5, creator_cap=3, variety=.5)
+    order, _ = list_order(items, -items.astype(np.float32), About(none, none, v, none, v), 5, creator_cap=3, variety=.5)
     assert order[0].tolist() == [0, 1, 2, 3, 4]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .clap import clap
 from .encoder import Encoder, EncoderError, MfccEncoder, RandomVectors
+from .flow import FlowEncoder
 from .hub import MODELS, encoders_table, hub
 from .laion import laion_clap
 from .musicnn import musicnn
@@ -30,7 +31,8 @@ def is_checkpoint(name: str) -> bool:
 
 def without_weights(name: str) -> Encoder | None:
     "The encoder of a name that stands for no weights, or None."
-    return {"mfcc": MfccEncoder, "random": RandomVectors}[name]() if name in ("mfcc", "random") else None
+    plain = {"mfcc": MfccEncoder, "flow": FlowEncoder, "random": RandomVectors}
+    return plain[name]() if name in plain else None
 
 # %% ../../nbs/35b_embeddings.encoders.ipynb #0ddd1283
 def encoder_of(

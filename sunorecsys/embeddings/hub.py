@@ -193,6 +193,7 @@ ENCODERS = (
     EncoderCard("mert-330m", "m-a-p/MERT-v1-330M", 24_000, 1024, 5.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, 2.8),
     EncoderCard("music2vec", "m-a-p/music2vec-v1", 16_000, 768, 30.0, ALL, "mean", False, "cc-by-nc-4.0", RANDOM, 7.1),
     EncoderCard("mfcc", "embeddings.encoder", 16_000, 104, 5.0, "–", "8 statistics", False, "–", NONE, 5200),
+    EncoderCard("flow", "embeddings.flow", 16_000, 16, 10.0, "–", "tempo, key, loudness", False, "–", NONE, 2300),
     EncoderCard("random", "control: a hash decides", 16_000, 512, 10.0, "–", "–", True, "–", NONE, None),
     EncoderCard("shuffled:<encoder>", "control: rows exchanged", None, None, None, "–", "–", False, "as the encoder", NONE, None),
 )

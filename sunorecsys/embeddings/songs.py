@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'NOTES', 'to_embed', 'embed_modality', 'catalogue_of', 'is_long', 'embed_week', 'failures', 'open_vectors',
-           'nearest', 'tag_matrix', 'in_common', 'by_chance', 'compare_spaces', 'genre_map', 'plot_map', 'song_spaces',
-           'said_of']
+           'open_flow', 'nearest', 'tag_matrix', 'in_common', 'by_chance', 'compare_spaces', 'genre_map', 'plot_map',
+           'song_spaces', 'said_of']
 
 # %% ../../nbs/39_embeddings.songs.ipynb #a81708c6
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..workspace import read_json, write_json, write_table
 from .encoder import Encoder, shuffled_rows
 from .encoders import encoder_of, trains_first
 from .extract import extract, read_failed, store_of
+from .flow import FlowEncoder
 from .index import VectorIndex
 from .store import EmbeddingStore
 
@@ -62,6 +63,8 @@ def embed_week(this: Run, out: Path) -> dict[str, Any]:
         elif encoder is not None:
             facts["modalities"][modality] = embed_modality(
                 wanted[modality], encoder, modality, this.workspace.embeddings, this.workspace.root, config.batch_size)
+    if config.flow and "audio" in wanted:
+        facts["flow"] = embed_modality(wanted["audio"], FlowEncoder(), "audio", this.workspace.embeddings, this.workspace.root, config.batch_size)
     (out / "embeddings").mkdir(parents=True, exist_ok=True)
     write_json(out / "embeddings" / "embeddings.json", facts)
     write_table(out / "embeddings" / "failed.parquet", failures(this.workspace.embeddings, facts))
@@ -79,6 +82,12 @@ def open_vectors(folder: Path, embeddings: Path) -> dict[str, EmbeddingStore]:
     facts = read_json(folder / "embeddings" / "embeddings.json")
     stores = {m: f["pin"] for m, f in facts["modalities"].items()}
     return {m: EmbeddingStore.open(embeddings / f"{pin['fingerprint']}-{m}", pin=pin) for m, pin in stores.items()}
+
+def open_flow(folder: Path, embeddings: Path) -> EmbeddingStore | None:
+    "Tempo, key and loudness that a run pinned; None where they were not measured."
+    facts = read_json(folder / "embeddings" / "embeddings.json")
+    pin = facts.get("flow", {}).get("pin")
+    return pin and EmbeddingStore.open(embeddings / f"{pin['fingerprint']}-audio", pin=pin)
 
 # %% ../../nbs/39_embeddings.songs.ipynb #6f8ee877
 def nearest(vectors: np.ndarray, k: int) -> np.ndarray: # int64 (n, k)
@@ -166,4 +175,8 @@ def said_of(facts: dict[str, Any]) -> str:
     lines = [f"- **{m}** by {f['pin']['encoder']} ({f['pin']['dim']}-d, licence {f['pin']['license']}{notes[m]}): "
              f"{f['with_vector']:,} of {f['songs']:,} songs, {f['embedded_now']:,} embedded now, {f['failed']:,} failed, "
              f"{f['noticed']:,} noticed as clipped, cut or the like" for m, f in facts["modalities"].items()]
-    return "\n".join(lines + [f"- no **{m}** vectors: {why}" for m, why in facts["absent"].items()])
+    lines += [f"- no **{m}** vectors: {why}" for m, why in facts["absent"].items()]
+    if "flow" in facts:
+        f = facts["flow"]
+        lines.append(f"- **tempo, key and loudness** of {f['with_vector']:,} of {f['songs']:,} songs, {f['embedded_now']:,} measured now")
+    return "\n".join(lines)

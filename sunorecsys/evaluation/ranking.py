@@ -64,13 +64,15 @@ def shuffled_songs(interests: Interests, seed: int) -> Interests:
 def rankers(run: Run, interests: dict[str, Interests], seed: int) -> dict[str, DinRanker]:
     "The click model that a run serves, and its yardsticks made as it was: epochs and calibration chosen without the last week."
     c, out, tables = run.config, {}, {part: training_tables(run.folder, part) for part in ("validation", "final")}
-    rest = c.din.model_dump()
-    kinds = {"logistic regression": ("linear", interests), "mean of the history": ("mean", interests),
-             "din, shuffled songs": ("din", {part: shuffled_songs(known, seed) for part, known in interests.items()})}
-    for name, (kind, known) in tqdm(kinds.items(), desc="rankers", disable=None):
+    rest, plain = c.din.model_dump(), {"use_interests": False}
+    kinds = {"logistic regression": (plain | {"kind": "linear"}, interests), "mean of the history": (plain | {"kind": "mean"}, interests),
+             "din without interests": (plain, interests), "logistic regression with interests": ({"kind": "linear"}, interests),
+             "mean with interests": ({"kind": "mean"}, interests),
+             "din, shuffled songs": ({}, {part: shuffled_songs(known, seed) for part, known in interests.items()})}
+    for name, (settings, known) in tqdm(kinds.items(), desc="rankers", disable=None):
         choice = None
         for part in ("validation", "final"):
-            model = DinRanker(**rest | {"kind": kind}, history=c.history, random_state=c.random_state)
+            model = DinRanker(**rest | settings, history=c.history, random_state=c.random_state)
             out[name] = model.fit(**tables[part], interests=known[part], choice=choice, progress=False)
             choice = model.choice
     return out | {"din": DinRanker.load(run.folder / "models" / "din" / "final")}
@@ -115,7 +117,7 @@ def ranking(run: Run, *, n_lists: int = 6, random_state: int = 0) -> tuple[pd.Da
     history, clicked, listener = stored_seeds(interests.x, q["user"]), q["clicked"].ravel(), np.repeat(q["listener"], q["items"].shape[1])
     models = rankers(run, known, random_state)
     scores = {"random": np.random.default_rng(random_state).random(len(clicked))}
-    scores |= {n: m.score(history, q["items"]).ravel() for n, m in models.items()}
+    scores |= {n: m.score(history, q["items"], q["user"]).ravel() for n, m in models.items()}
     scores |= {n: q[n].ravel() for n in ("informed ceiling", "oracle")}
     looked = models["din"].arrays["net.looked"]
     place = np.minimum(q["position"].ravel(), len(looked) - 1)

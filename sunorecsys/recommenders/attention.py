@@ -33,10 +33,11 @@ class Dice(nn.Module):
         return x * (p + self.alpha * (1 - p))
 
 # %% ../../nbs/61_recommenders.attention.ipynb #980b79e1
-EXTRA = 4 # mean attention, its logarithm, share of the history by the same creator, ln(number of seeds)
+EXTRA = 5 # mean attention, its logarithm, share of the history by the same creator, ln(number of seeds), fit to the interests
 
 class Din(nn.Module):
-    "(history int64 (B, L), weights (B, L), facts (B, N, F), items int64 (B, N); −1 = none) → (B, N, 2): logits of a click and a play."
+    """(history int64 (B, L), weights (B, L), facts (B, N, F), items int64 (B, N), fits (B, N); −1 = none) → (B, N, 2): logits of a click
+    and a play."""
     def __init__(self, vectors: np.ndarray, creators: np.ndarray, n_facts: int, hidden: int, deep: int, dropout: float,
                  mode: str = "din"):
         super().__init__()
@@ -77,7 +78,7 @@ def attention(net: Din, songs: torch.Tensor, history: torch.Tensor, weights: tor
 
 # %% ../../nbs/61_recommenders.attention.ipynb #43950ce9
 def logits(
-    net: Din, history: torch.Tensor, weights: torch.Tensor, facts: torch.Tensor, items: torch.Tensor
+    net: Din, history: torch.Tensor, weights: torch.Tensor, facts: torch.Tensor, items: torch.Tensor, fits: torch.Tensor
 ) -> torch.Tensor: # (B, N, 2)
     "Click and play of each candidate."
     songs, there = songs_of(net), history >= 0
@@ -87,7 +88,7 @@ def logits(
     mean = a.sum(-1) / n if net.mode == "din" else (who * q).sum(-1)
     theirs, his = net.creators[history.clamp(min=0)], net.creators[items.clamp(min=0)]
     same = ((his[:, :, None] == theirs[:, None]) & (his >= 0)[..., None] & there[:, None]).sum(-1) / n
-    extra = torch.stack([mean, (mean.clamp(min=0) + .01).log(), same, n.log().expand_as(same) / 4], -1)
+    extra = torch.stack([mean, (mean.clamp(min=0) + .01).log(), same, n.log().expand_as(same) / 4, fits], -1)
     if net.mode == "linear":
         return net.wide(torch.cat([facts, extra], -1))
     deep = net.act(net.deep(torch.cat([who, q, who * q, facts, extra], -1)))
@@ -118,13 +119,13 @@ def own_penalty(net: Din, codes: torch.Tensor, count: torch.Tensor) -> torch.Ten
 # %% ../../nbs/61_recommenders.attention.ipynb #2d7aa861
 Weights = Mapping[str, np.ndarray]
 
-def parts_of(w: Weights, facts: np.ndarray) -> dict[str, np.ndarray]:
-    "What belongs to single songs: `songs` [I, d], `q` and `k` [I, H], `wide` [I, 2], `deep` [I, M]; `facts` float32 [I, F]."
+def parts_of(w: Weights, facts: np.ndarray, tastes: np.ndarray) -> dict[str, np.ndarray]:
+    "What belongs to single songs: `songs` [I, d], `q` and `k` [I, H], `wide` [I, 2], `deep` [I, M]; `facts` [I, F] and `tastes` [I, k] too."
     songs, n = w["vectors"] + w["own"], facts.shape[1]
     dim, d = songs.shape[1], w["deep.weight"]
     deep = songs @ d[:, dim:2 * dim].T + facts @ d[:, 3 * dim:3 * dim + n].T + w["deep.bias"]
     return {"songs": songs, "q": songs @ w["q.weight"].T + w["q.bias"], "k": songs @ w["k.weight"].T,
-            "wide": facts @ w["wide.weight"][:, :n].T + w["wide.bias"], "deep": deep}
+            "wide": facts @ w["wide.weight"][:, :n].T + w["wide.bias"], "deep": deep, "tastes": tastes}
 
 def attend(w: Weights, parts: Mapping[str, np.ndarray], history: np.ndarray, weight: np.ndarray, items: np.ndarray) -> np.ndarray:
     "Weights float32 [K, L] of one listener's seeds (codes [L], weights [L], none missing) for the candidates [K]."
@@ -163,9 +164,9 @@ def dice(w: Weights, x: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/61_recommenders.attention.ipynb #d95b87ff
 def score_candidates(
-    w: Weights, parts: Mapping[str, np.ndarray], history: np.ndarray, weight: np.ndarray, items: np.ndarray
+    w: Weights, parts: Mapping[str, np.ndarray], history: np.ndarray, weight: np.ndarray, items: np.ndarray, tastes: np.ndarray
 ) -> np.ndarray: # float32 [U, K, 2]
-    "Logits of a click and a play; history int [U, L], weight [U, L], items int [U, K], −1 = none (0 there). A row needs no others."
+    "Logits of a click and a play; history int [U, L], weight [U, L], items int [U, K], −1 = none (0 there), tastes float32 [U, k]."
     d, n_facts = parts["songs"].shape[1], w["wide.weight"].shape[1] - EXTRA
     rest, wide = w["deep.weight"], w["wide.weight"][:, n_facts:].T
     by_who, by_both, by_extra = rest[:, :d].T, rest[:, 2 * d:3 * d].T, rest[:, 3 * d + n_facts:].T
@@ -175,7 +176,7 @@ def score_candidates(
         i = items[u, there]
         who, mean, same = one_listener(w, parts, history[u][mine], weight[u][mine], i)
         n = np.full(len(i), np.log(max(mine.sum(), 1)) / 4, np.float32)
-        extra = np.stack([mean, np.log(np.maximum(mean, 0) + np.float32(.01)), same, n], 1)
+        extra = np.stack([mean, np.log(np.maximum(mean, 0) + np.float32(.01)), same, n, parts["tastes"][i] @ tastes[u]], 1)
         x = parts["deep"][i] + who @ by_who + (who * parts["songs"][i]) @ by_both + extra @ by_extra
         out[u, there] = parts["wide"][i] + extra @ wide + dice(w, x) @ w["last.weight"].T + w["last.bias"]
     in_blocks(one, len(items), 1)

@@ -260,7 +260,7 @@ def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.D
                          Col.SONG: model.x.items.decode(items[u, at]), Col.SCORE: scores[u, at]})
 
 # %% ../../nbs/40b_recommenders.base.ipynb #73e73017
-FORMAT, MANIFEST, ABSENT = 8, "manifest.json", "absent.json"
+FORMAT, MANIFEST, ABSENT = 9, "manifest.json", "absent.json"
 LIBRARIES = ("sunorecsys", "numpy", "scipy", "pandas", "implicit")
 
 def sealed(folder: Path) -> dict[str, str]:

@@ -66,11 +66,11 @@ def best_of_recall(model: "HybridRecommender", block: Candidates, n: int) -> Ran
     return shortlist(block, model.blend, most, facts=model.x.facts, stay=passed(model, block, n))
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #9620d038
-def fine_scores(model: "HybridRecommender", r: Ranked, history: History) -> dict[str, np.ndarray]: # float32 [U, K] each
+def fine_scores(model: "HybridRecommender", r: Ranked, users: np.ndarray, history: History) -> dict[str, np.ndarray]: # float32 [U, K] each
     "What each voice of fine ranking that is there says of the candidates."
     out = {"recall": r.score}
     if model.din is not None:
-        out["din"] = model.din.score(history, r.items)
+        out["din"] = model.din.score(history, r.items, users)
     if "prompt_based" in model.channels:
         out["prompt"] = prompt_similarity(model.channels["prompt_based"].prompts, history, r.items)
     return out
@@ -84,7 +84,7 @@ def fine_order(model: "HybridRecommender", r: Ranked, users: np.ndarray, history
     "Stage 3: the same songs by fine ranking's score, if it takes part."
     if not model.config.use_fine_ranking:
         return r
-    scores, there = fine_scores(model, r, history), r.items >= 0
+    scores, there = fine_scores(model, r, users, history), r.items >= 0
     score = np.where(there, model.fine.score(users, fine_features(scores, there)), -np.inf).astype(np.float32)
     return replace(r, score=score, stages=scores).at(np.argsort(-score, axis=1, kind="stable"))
 
@@ -135,7 +135,7 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude: sparse.csr
     out, u, at = show_filled(model.x, q, exclude, r.items, r.score, channel, why)
     parts = np.where((r.items < 0)[..., None], np.nan, r.contribution)[u, at]
     stages = {f"stage_{k}": np.where(r.items < 0, np.nan, v)[u, at] for k, v in r.stages.items()}
-    heard = np.argsort(chained(r.items, model.about.vectors), axis=1) + 1
+    heard = np.argsort(chained(r.items, model.about.chain), axis=1) + 1
     stages |= {Col.PLAY_ORDER: heard[u, at].astype(np.int64), Col.PROPENSITY: r.propensity[u, at]}
     return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)}, **stages)
 
@@ -166,7 +166,7 @@ def taught_fine(model: "HybridRecommender", seen: Lesson) -> tuple[Fine, Fine]:
     "(weights of fine ranking, and folded ones) from what a lesson says about the best of the model's blend; recall's if none gain."
     block, truth, _ = seen
     r = best_of_recall(model, block, model.config.n)
-    features = fine_features(fine_scores(model, r, stored_seeds(model.x, block.user_idx)), r.items >= 0)
+    features = fine_features(fine_scores(model, r, block.user_idx, stored_seeds(model.x, block.user_idx)), r.items >= 0)
     wanted = sparse.csr_matrix(truth, dtype=np.float32)
     there, played = r.items >= 0, lookup(wanted, np.arange(len(r.items))[:, None], np.maximum(r.items, 0)) > 0
     one, folded = (learn_fine(block.user_idx, features, there, played, model.fine, folds=folds) for folds in (1, 5))
@@ -228,7 +228,8 @@ def fit_parts(model: "HybridRecommender", **tables: Any) -> None:
             fitted[name] = one.fit_on(model.x, model.as_of, **tables)
         except MissingInput as e:
             absent[name] = str(e)
-    compose(model, fitted, fit_quality(model, **tables), about_songs(songs, model.x.items, tables.get("embeddings")), absent=absent)
+    about = about_songs(songs, model.x.items, tables.get("embeddings"), tables.get("flow"), model.config.flow_weight)
+    compose(model, fitted, fit_quality(model, **tables), about, absent=absent)
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #c21683bc
 def fit_din(model: "HybridRecommender", **tables: Any) -> None:
@@ -399,7 +400,9 @@ def week_lists(model: HybridRecommender, this: Run, songs: pd.DataFrame) -> pd.D
     return lists.assign(**{Col.LIST: this.week + "/" + lists[Col.USER], Col.WEEK: this.week, Col.VARIANT: "default", Col.POLICY: "hybrid"})
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #df7f0919
-def make_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = None) -> pd.DataFrame:
+def make_week(
+    this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = None, flow: Vectors | None = None
+) -> pd.DataFrame:
     "The stage: learn the blend, compose both hybrids from fitted channels, save them, and write `playlists.parquet` for everybody."
     c, taught, fine = this.config, None, None
     songs = pd.read_parquet(this.folder / "frozen" / "songs.parquet")
@@ -410,7 +413,7 @@ def make_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = N
         quality = QualityFilter.load(this.folder / "models" / "quality_filter" / part)
         model = HybridRecommender(**c.hybrid.model_dump(), **c.quality_filter.model_dump(), **parts, history=c.history,
                                   random_state=c.random_state)
-        compose(model, channels, quality, about_songs(songs, items, embeddings), taught, absent, din, fine)
+        compose(model, channels, quality, about_songs(songs, items, embeddings, flow, c.hybrid.flow_weight), taught, absent, din, fine)
         if part == "validation" and c.hybrid.blend == "learned":
             truth, barred = held_out(this.folder, model.x.users, items)
             who = np.flatnonzero(np.diff(truth.indptr)).astype(np.int32)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALF_LIVES', 'MOST_SPANS', 'CONTENT', 'CELLS', 'MOST_SESSIONS', 'decays', 'Spans', 'cut_time', 'song_content',
            'blocks', 'expect', 'Player', 'some_listeners', 'fit_interests', 'scatter', 'settle', 'low_rank',
-           'one_restart', 'compress', 'fold_in_numbers', 'Interests']
+           'one_restart', 'compress', 'folded_shares', 'fold_in_numbers', 'Interests']
 
 # %% ../../nbs/48_recommenders.interests.ipynb #5bef6b2e
 from collections.abc import Iterator, Mapping
@@ -269,20 +269,23 @@ def compress(
     return kept | {k: np.stack([f[k] for f in fits]) for k in fits[0]}
 
 # %% ../../nbs/48_recommenders.interests.ipynb #73a66ec2
+def folded_shares(m: Mapping[str, np.ndarray], given: np.ndarray, strength: float) -> np.ndarray: # float32 [U, R·P], rows sum to 1
+    "Shares of the points of all restarts, for listeners with these seeds (codes [U, L], −1 = none); a row does not depend on the others."
+    there, song, parts = given >= 0, np.maximum(given, 0), []
+    for points, own, log_z in zip(m["points"], m["own"], m["log_z"], strict=True):
+        fits = (np.concatenate([m["features"][song], own[song]], axis=-1) @ points.T - log_z)[there]
+        like = np.exp(fits - fits.max(1, keepdims=True))
+        parts.append(mixtures(np.nonzero(there)[0], like, len(given), 5, None, strength))
+    return np.concatenate(parts, axis=1) / len(parts)
+
 def fold_in_numbers(m: Mapping[str, np.ndarray], history: History, strength: float, step: int = 256) -> np.ndarray: # float32 [U, k + 1]
     "Numbers of listeners with these seeds from a model's arrays; zeros for one without any. A row does not depend on the others."
     out = np.zeros((len(history), m["songs"].shape[1]), np.float32)
     for a in range(0, len(history), step):
         given = history.item_idx[a:a + step]
-        there, song, parts = given >= 0, np.maximum(given, 0), []
-        for points, own, log_z in zip(m["points"], m["own"], m["log_z"], strict=True):
-            fits = (np.concatenate([m["features"][song], own[song]], axis=-1) @ points.T - log_z)[there]
-            like = np.exp(fits - fits.max(1, keepdims=True))
-            parts.append(mixtures(np.nonzero(there)[0], like, len(given), 5, None, strength))
-        shares = np.concatenate(parts, axis=1) / len(parts)
-        out[a:a + step, :-1] = (shares[:, None] @ m["project"])[:, 0] - m["offset"]
+        out[a:a + step, :-1] = (folded_shares(m, given, strength)[:, None] @ m["project"])[:, 0] - m["offset"]
         out[a:a + step, -1] = 1
-        out[a:a + step] *= there.any(axis=1, keepdims=True)
+        out[a:a + step] *= (given >= 0).any(axis=1, keepdims=True)
     return out
 
 # %% ../../nbs/48_recommenders.interests.ipynb #de18a386

@@ -107,7 +107,7 @@ def cold_songs(x: Listening, fewer_than: int) -> np.ndarray: # bool per item cod
 
 def creator_codes(songs: pd.DataFrame | None, items: IdMap) -> np.ndarray:
     "int32 creator per item code, −1 = unknown."
-    if songs is None:
+    if songs is None or Col.CREATOR not in songs:
         return np.full(len(items), -1, np.int32)
     creator = songs.set_index(Col.SONG)[Col.CREATOR].reindex(items.ids)
     return IdMap(creator).encode(creator)

@@ -138,17 +138,19 @@ def keep_places(
 # %% ../../nbs/70_recommenders.rerank.ipynb #420a98f7
 @dataclass(frozen=True)
 class About:
-    """Per item code: `creators`, near-duplicates `twins` and `genres`, int32, −1 = none; `vectors` float32 [I, d] of sound and prompt,
-    unit or zero."""
+    """Per item code: `creators`, near-duplicates `twins` and `genres`, int32, −1 = none; float32, unit or zero: `vectors` [I, d] of sound
+    and prompt, and `chain` [I, d'], by which neighbours in the playing order are compared."""
     creators: np.ndarray
     twins: np.ndarray
     vectors: np.ndarray
     genres: np.ndarray
+    chain: np.ndarray
 
 def nothing_known(n_items: int) -> About:
     "Of no song anything."
     none = np.full(n_items, -1, np.int32)
-    return About(none, none, np.zeros((n_items, 1), np.float32), none)
+    bare = np.zeros((n_items, 1), np.float32)
+    return About(none, none, bare, none, bare)
 
 def genre_codes(songs: pd.DataFrame | None, items: IdMap) -> np.ndarray: # int32 [I]
     "Genre per item code, −1 = unknown."
@@ -156,11 +158,15 @@ def genre_codes(songs: pd.DataFrame | None, items: IdMap) -> np.ndarray: # int32
         return np.full(len(items), -1, np.int32)
     return pd.factorize(songs.set_index(Col.SONG)[Col.GENRE].reindex(items.ids))[0].astype(np.int32)
 
-def about_songs(songs: pd.DataFrame | None, items: IdMap, embeddings: Mapping[str, Vectors] | None) -> About:
-    "What is known of songs; without vectors there is neither variety nor chaining."
+def about_songs(
+    songs: pd.DataFrame | None, items: IdMap, embeddings: Mapping[str, Vectors] | None, flow: Vectors | None = None, flow_weight: float = 0.5
+) -> About:
+    "What is known of songs; without vectors there is neither variety nor chaining. `flow`: tempo, key and loudness (`embeddings.flow`)."
     parts = [centred(store, items) for store in (embeddings or {}).values()]
     vectors = unit(np.concatenate([np.zeros((len(items), 1), np.float32), *parts], axis=1))
-    return About(creator_codes(songs, items), duplicate_groups(songs, items, vectors), vectors, genre_codes(songs, items))
+    chain = vectors if flow is None else unit(np.c_[np.sqrt(1 - flow_weight) * vectors, np.sqrt(flow_weight) * flow.vectors(items.ids)[0]])
+    return About(creator_codes(songs, items), duplicate_groups(songs, items, vectors), vectors, genre_codes(songs, items),
+                 chain.astype(np.float32))
 
 # %% ../../nbs/70_recommenders.rerank.ipynb #fc394898
 def shares(items: np.ndarray, genres: np.ndarray, mix: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
