@@ -9,7 +9,6 @@ import numpy as np
 from bench_channels import draw
 from bench_recall import Stored, described
 
-from sunorecsys.codes import IdMap
 from sunorecsys.config import DinConfig, HistoryConfig
 from sunorecsys.recommenders.attention import Din, weights_of
 from sunorecsys.recommenders.chaining import chained
@@ -18,14 +17,15 @@ from sunorecsys.recommenders.din_ranker import Choice, DinRanker, Lessons, Teach
 from sunorecsys.recommenders.hybrid import HybridRecommender, compose
 from sunorecsys.recommenders.item_cf import ItemCF
 from sunorecsys.recommenders.item_content_based import Content
+from sunorecsys.recommenders.listening import Listening
 from sunorecsys.recommenders.prompt_based import PromptBased
 from sunorecsys.recommenders.quality_filter import QualityFilter
 from sunorecsys.recommenders.rerank import about_songs, list_order
-from sunorecsys.recommenders.snapshots import ROW, Lists
+from sunorecsys.recommenders.snapshots import ROW, Lists, widened
 from sunorecsys.recommenders.user_based import UserBased, unit
 from sunorecsys.testing import AS_OF
 
-FACTS = 20
+FACTS, TASTES = 20, 132
 clock = time.perf_counter
 
 
@@ -35,7 +35,9 @@ def training_rate(n_items: int, rng: np.random.Generator) -> float:
     lists = Lists(np.ones(rows, int), rng.integers(0, users, rows), rng.integers(0, n_items, (rows, ROW)).astype(np.int32),
                   np.tile(np.arange(1, ROW + 1), (rows, 1)), rng.random((rows, ROW)) < .1)
     lessons = Lessons(rng.integers(0, n_items, (weeks, users, 50)).astype(np.int32), np.ones((weeks, users, 50), np.float32),
-                      rng.standard_normal((weeks, n_items, FACTS)).astype(np.float32), lists,
+                      rng.standard_normal((weeks, n_items, FACTS)).astype(np.float32),
+                      rng.standard_normal((weeks, users, TASTES)).astype(np.float32),
+                      rng.standard_normal((n_items, TASTES)).astype(np.float32), lists,
                       (np.ones(plays, int), rng.integers(0, users, plays), rng.integers(0, n_items, plays)), np.ones((1, n_items), bool))
     c = DinConfig()
     t = Teacher(lessons, unit(rng.standard_normal((n_items, c.dim)).astype(np.float32)), rng.integers(-1, 5000, n_items), c, 0, 0)
@@ -44,14 +46,18 @@ def training_rate(n_items: int, rng: np.random.Generator) -> float:
     return (rows * ROW + plays * (1 + c.negatives)) / (clock() - start)
 
 
-def click_model(items: IdMap, as_of: object, rng: np.random.Generator) -> DinRanker:
-    "A ranker with random weights."
-    c, n = DinConfig(), len(items)
+def click_model(x: Listening, as_of: object, rng: np.random.Generator) -> DinRanker:
+    "A ranker with random weights and random interests: six restarts of 300 points."
+    c, items, n = DinConfig(), x.items, len(x.items)
     net = Din(unit(rng.standard_normal((n, c.dim)).astype(np.float32)), rng.integers(-1, 5000, n), FACTS, c.hidden, c.deep, c.dropout)
     model = DinRanker(history=HistoryConfig(last_n=50))
     model.items, model.as_of, model.choice = items, as_of, Choice(1)
     facts = rng.standard_normal((n, FACTS)).astype(np.float32)
-    told = {"facts": facts, "clicks": np.array(True), "intercept": np.float32(0)}
+    told = {"facts": facts, "clicks": np.array(True), "intercept": np.float32(0), "seeds": widened(x.history, 50).item_idx,
+            "tastes": rng.standard_normal((len(x.users), TASTES)).astype(np.float32),
+            "places": rng.standard_normal((n, TASTES)).astype(np.float32), "strength": np.float32(2)}
+    told |= {f"interest.{k}": rng.standard_normal(shape).astype(np.float32) for k, shape in {
+        "features": (n, 96), "own": (6, n, 6), "points": (6, 300, 102), "log_z": (6, 300)}.items()}
     model.arrays = {f"net.{k}": v for k, v in weights_of(net).items()} | told
     return model
 
@@ -65,8 +71,8 @@ def whole(n_users: int, n_items: int, n_plays: int, rng: np.random.Generator) ->
     channels = {first.channel: first} | {m.channel: m.fit_on(x, AS_OF, songs=songs, embeddings={"audio": Stored(), "text": Stored()})
                                          for m in more}
     quality = QualityFilter().fit(songs=songs, as_of=AS_OF)
-    about = about_songs(songs, x.items, {"audio": Stored()})
-    return compose(HybridRecommender(), channels, quality, about, din=click_model(x.items, AS_OF, rng))
+    about = about_songs(songs, x.items, {"audio": Stored()}, Stored())
+    return compose(HybridRecommender(), channels, quality, about, din=click_model(x, AS_OF, rng))
 
 
 def run(n_users: int = 20_000, n_items: int = 50_000, n_plays: int = 2_000_000, some: int = 2000) -> dict:
@@ -78,14 +84,14 @@ def run(n_users: int = 20_000, n_items: int = 50_000, n_plays: int = 2_000_000, 
     history = model.x.history.rows(who)
     items = rng.integers(0, len(model.x.items), (some, 200)).astype(np.int32)
     items.sort(axis=1)
-    model.din.score(history.rows(slice(0, 50)), items[:50])
+    model.din.score(history.rows(slice(0, 50)), items[:50], who[:50])
     start = clock()
-    model.din.score(history, items)
+    model.din.score(history, items, who)
     out["din_pairs_per_s"] = round(items.size / (clock() - start))
     score = -np.sort(-rng.standard_normal(items.shape).astype(np.float32))
     start = clock()
     order = list_order(items, score, model.about, 30, creator_cap=3, variety=.3, cold=model.cold, cold_share=.1)[0]
-    chained(np.take_along_axis(items, order, 1), model.about.vectors)
+    chained(np.take_along_axis(items, order, 1), model.about.chain)
     out["rerank_lists_per_s"] = round(some / (clock() - start))
     names = model.x.users.ids[who].tolist()
     model.recommend(user_ids=names[:100])

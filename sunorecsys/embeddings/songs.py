@@ -64,7 +64,8 @@ def embed_week(this: Run, out: Path) -> dict[str, Any]:
             facts["modalities"][modality] = embed_modality(
                 wanted[modality], encoder, modality, this.workspace.embeddings, this.workspace.root, config.batch_size)
     if config.flow and "audio" in wanted:
-        facts["flow"] = embed_modality(wanted["audio"], FlowEncoder(), "audio", this.workspace.embeddings, this.workspace.root, config.batch_size)
+        ws = this.workspace
+        facts["flow"] = embed_modality(wanted["audio"], FlowEncoder(), "audio", ws.embeddings, ws.root, config.batch_size)
     (out / "embeddings").mkdir(parents=True, exist_ok=True)
     write_json(out / "embeddings" / "embeddings.json", facts)
     write_table(out / "embeddings" / "failed.parquet", failures(this.workspace.embeddings, facts))

@@ -120,7 +120,7 @@ def own_penalty(net: Din, codes: torch.Tensor, count: torch.Tensor) -> torch.Ten
 Weights = Mapping[str, np.ndarray]
 
 def parts_of(w: Weights, facts: np.ndarray, tastes: np.ndarray) -> dict[str, np.ndarray]:
-    "What belongs to single songs: `songs` [I, d], `q` and `k` [I, H], `wide` [I, 2], `deep` [I, M]; `facts` [I, F] and `tastes` [I, k] too."
+    "What belongs to single songs: `songs` [I, d], `q` and `k` [I, H], `wide` [I, 2], `deep` [I, M]; `facts` [I, F], `tastes` [I, k] too."
     songs, n = w["vectors"] + w["own"], facts.shape[1]
     dim, d = songs.shape[1], w["deep.weight"]
     deep = songs @ d[:, dim:2 * dim].T + facts @ d[:, 3 * dim:3 * dim + n].T + w["deep.bias"]

@@ -26,10 +26,10 @@ from ..codes import UNDATED, History, IdMap, microseconds, utc
 from ..config import Config, DinConfig, HistoryConfig, InterestsConfig
 from ..data.splits import training_tables
 from ..embeddings.tiny_clap import torch_threads
+from ..quality.engagement import encode_impressions
 from ..schema import Col
 from ..stages import Run
 from ..workspace import write_json, write_table
-from ..quality.engagement import encode_impressions
 from .base import ABSENT, MissingInput, seal, stored_seeds, unseal
 from .interests import Interests
 from .item_content_based import Vectors

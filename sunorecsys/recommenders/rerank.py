@@ -159,7 +159,7 @@ def genre_codes(songs: pd.DataFrame | None, items: IdMap) -> np.ndarray: # int32
     return pd.factorize(songs.set_index(Col.SONG)[Col.GENRE].reindex(items.ids))[0].astype(np.int32)
 
 def about_songs(
-    songs: pd.DataFrame | None, items: IdMap, embeddings: Mapping[str, Vectors] | None, flow: Vectors | None = None, flow_weight: float = 0.5
+    songs: pd.DataFrame | None, items: IdMap, embeddings: Mapping[str, Vectors] | None, flow: Vectors | None = None, flow_weight: float = .5
 ) -> About:
     "What is known of songs; without vectors there is neither variety nor chaining. `flow`: tempo, key and loudness (`embeddings.flow`)."
     parts = [centred(store, items) for store in (embeddings or {}).values()]
