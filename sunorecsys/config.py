@@ -205,11 +205,12 @@ class HybridConfig(_Component):
     recall_weight: float = Setting(1.0, ge=0, description="of recall's own score in fine ranking, where weights are not learnt")
     din_weight: float = Setting(.70, ge=0, description="of the chance of a click")
     prompt_weight: float = Setting(.30, ge=0, description="of the likeness of prompts")
+    play_margin: float = Setting(.02, ge=0, le=1, description="share of held-out plays that an order with clicks in it may cost, at most")
     use_quality_filter: bool = True
     use_music_flamingo: bool = Setting(False, description="Music Flamingo puts the weekly lists in playing order; needs its weights")
     flamingo_model: str = Setting("nvidia/music-flamingo-2601-hf", description="hub id, or a folder")
     flamingo_device: str = Setting("cpu", description="as torch names it")
-    variety: float = Setting(.3, ge=0, le=1, description="of a list, against relevance; 0: the order of the score")
+    variety: float = Setting(.6, ge=0, le=1, description="of a list, against relevance; 0: the order of the score")
     calibration: float = Setting(.05, ge=0, le=1, description="of a list's genres to those of the history; 0: not asked")
     flow_weight: float = Setting(.5, ge=0, le=1, description="of tempo, key and loudness in the playing order, against sound and prompt")
     creator_cap: int = Setting(3, ge=1, description="songs of one known creator per playlist")

@@ -87,11 +87,12 @@ def bench_ranking(
     data: Annotated[list[Path], typer.Option(help="A simulated workspace with a published week; may be repeated.")],
     lists: Annotated[int, typer.Option(min=1, max=1000, help="Fresh lists of twenty songs for each listener.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Of the fresh clicks and of the models.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder for ranking.csv, deciles.csv and ranking.png.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the tables as CSV, ranking.png and sequencing.png.")] = None,
 ) -> None:
-    "The quality filter, and the click model beside logistic regression, mean pooling, shuffled songs, ceiling and oracle (simulated)."
+    "Quality filter, click model beside its yardsticks, four stages beside one, variety, playing order; in the week held back (simulated)."
     from sunorecsys.evaluation.filtering import filtering
     from sunorecsys.evaluation.ranking import published_run, ranking, write_ranking
+    from sunorecsys.evaluation.sequencing import sequencing, write_sequencing
     for folder in data:
         run = published_run(folder)
         for part, when in (("validation", "its last week"), ("final", "the week held back")):
@@ -101,5 +102,9 @@ def bench_ranking(
         table, groups, facts = ranking(run, n_lists=lists, random_state=seed)
         print(f"== {folder.resolve().name} (simulated clicks): {json.dumps(facts)}")
         print(table.round(4).to_string(na_rep=""), groups.round(4).to_string(), sep="\n\n")
+        tables = sequencing(run)
+        for name, t in tables.items():
+            print(f"\n== {folder.resolve().name}, the week held back (simulated): {name}", t.round(4).to_string(na_rep=""), sep="\n")
         if output is not None:
-            print("written:", ", ".join(map(str, write_ranking(table, groups, output / folder.resolve().name))))
+            where = output / folder.resolve().name
+            print("written:", ", ".join(map(str, [*write_ranking(table, groups, where), *write_sequencing(tables, where)])))

@@ -21,7 +21,8 @@ from ..codes import IdMap, top_k
 from ..config import Config, changed_settings
 from ..data.sample import listening_sources
 from ..data.splits import training_tables
-from ..embeddings.songs import open_vectors
+from ..embeddings.flow import in_words
+from ..embeddings.songs import open_flow, open_vectors
 from ..recommenders.base import stored_seeds, with_yardsticks
 from ..recommenders.hybrid import HybridRecommender, served, served_in_words
 from ..recommenders.item_content_based import centred, shuffled
@@ -209,6 +210,9 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
     out = pd.DataFrame({"listener": user, Col.RANK: mine[Col.RANK], Col.TITLE: titles.reindex(mine[Col.SONG]).to_numpy(),
                         "heard as": mine[Col.PLAY_ORDER], Col.CHANNEL: mine[Col.CHANNEL], Col.REASON_KIND: mine[Col.REASON_KIND],
                         "reason": titles.reindex(mine[Col.REASON_ID]).to_numpy()})
+    flow = open_flow(this.folder, this.workspace.embeddings)
+    if flow is not None:
+        out = out.join(in_words(flow.vectors(mine[Col.SONG])[0]))
     return out.set_index(["listener", Col.RANK])
 
 # %% ../../nbs/80_evaluation.report.ipynb #84172069

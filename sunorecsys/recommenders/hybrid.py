@@ -30,7 +30,7 @@ from .blending import Blend, Lesson, Ranked, configured, learn_blend, shortlist,
 from .chaining import chained
 from .content_factors import ContentFactors
 from .din_ranker import DinRanker
-from .fine_ranking import FINE, Fine, kept_if_better, learn_fine, order_gain
+from .fine_ranking import FINE, Fine, Heldout, learn_fine
 from .interests import Interests
 from .item_cf import ItemCF
 from .item_content_based import Content, Vectors
@@ -163,17 +163,15 @@ def lesson(model: "HybridRecommender", who: np.ndarray, truth: sparse.csr_matrix
     return recall(model, who, history, exclusions(model.x, who, history, barred)), truth, model.x.facts
 
 def taught_fine(model: "HybridRecommender", seen: Lesson) -> tuple[Fine, Fine]:
-    "(weights of fine ranking, and folded ones) from what a lesson says about the best of the model's blend; recall's if none gain."
+    "(weights of fine ranking, and folded ones) from what a lesson says about the best of the model's blend."
     block, truth, _ = seen
     r = best_of_recall(model, block, model.config.n)
     features = fine_features(fine_scores(model, r, block.user_idx, stored_seeds(model.x, block.user_idx)), r.items >= 0)
     wanted = sparse.csr_matrix(truth, dtype=np.float32)
     there, played = r.items >= 0, lookup(wanted, np.arange(len(r.items))[:, None], np.maximum(r.items, 0)) > 0
-    one, folded = (learn_fine(block.user_idx, features, there, played, model.fine, folds=folds) for folds in (1, 5))
-    if not folded.n_learnt:
-        return one, folded
-    gain = order_gain(block.user_idx, features, there, played, np.diff(wanted.indptr), folded, model.config.n)
-    return kept_if_better(one, gain), kept_if_better(folded, gain)
+    clicks = model.din is not None and bool(model.din.arrays["clicks"])
+    told = Heldout(block.user_idx, features, there, played, np.diff(wanted.indptr))
+    return learn_fine(told, model.fine, margin=model.config.play_margin, clicks=clicks, k=model.config.n)
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #6673e09f
 def save_parts(model: "HybridRecommender", folder: Path, saved: Mapping[str, Path] | None = None) -> None:
@@ -208,8 +206,8 @@ def left_out(model: "HybridRecommender") -> dict[str, str]:
     "What takes no part in a model's lists, and why."
     stage = {"din": "fine ranking", "music_flamingo": "re-ranking"}
     out = {n: f"{stage.get(n, 'recall')}: {why}" for n, why in model.missing.items()}
-    if model.fine.n_learnt and model.fine.gain <= 0:
-        out["order"] = f"fine ranking: recall's order stays; held-out plays gained nothing (NDCG@{model.config.n} {model.fine.gain:+.4f})"
+    if model.fine.n_learnt and not model.fine.weights[:, 1:].any():
+        out["order"] = f"fine ranking: recall's order stays; plays allow no other voice (hybrid.play_margin {model.config.play_margin:g})"
     if not model.config.use_music_flamingo:
         out["music_flamingo"] = "re-ranking: switched off (hybrid.use_music_flamingo)"
     return out
