@@ -151,11 +151,44 @@ from sunorecsys.codes import History
 from sunorecsys.recommenders.din_ranker import DinRanker
 a = np.load(r"{tmp_path}/in.npz")
 items = np.tile(np.arange(7, dtype=np.int32), (len(a["item_idx"]), 1))
-np.save(r"{tmp_path}/out.npy", DinRanker.load(Path(r"{tmp_path}/din")).score(History(a["item_idx"], a["weight"]), items))
+model, h, users = DinRanker.load(Path(r"{tmp_path}/din")), History(a["item_idx"], a["weight"]), np.arange(len(items))
+np.save(r"{tmp_path}/out.npy", np.stack([model.score(h, items), model.score(h, items, users)]))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     items = np.tile(np.arange(7, dtype=np.int32), (len(h), 1))
-    assert (np.load(tmp_path / "out.npy") == fitted.din.score(h, items)).all()
+    folded, known = fitted.din.score(h, items), fitted.din.score(h, items, np.arange(len(h)))
+    assert (np.load(tmp_path / "out.npy") == np.stack([folded, known])).all()
+    assert np.abs(folded - known).max() > 1e-4  # stored listeners are known by their sessions
+
+
+def test_songs_of_which_only_ids_are_known():
+    "No creators, genres, titles, tags or vectors: a list all the same, and nobody is taken for one creator."
+    tables = toy_tables()
+    bare = tables["songs"][[Col.SONG, Col.CREATED]]
+    model = HybridRecommender(**QUICK, n=6).fit(**tables | {"songs": bare}, as_of=AS_OF)
+    assert (model.about.creators == -1).all()
+    assert len(model.recommend("u03")) == 6
+    assert len(model.recommend("u03", exclude_same_creator=True)) == 6
+
+
+class Beats:
+    "Tempo, key and loudness of songs, given: two kinds."
+    def vectors(self, ids):
+        kind = np.arange(len(ids)) % 2
+        return np.eye(2, 16, dtype=np.float32)[kind], np.zeros(len(ids), bool)
+
+
+def test_the_playing_order_follows_tempo_and_the_list_does_not_change():
+    tables = toy_tables()
+    plain = HybridRecommender(**QUICK, n=8).fit(**tables, as_of=AS_OF)
+    heard = HybridRecommender(**QUICK, n=8, flow_weight=1.0).fit(**tables, as_of=AS_OF, flow=Beats())
+    users = plain.x.users.ids.tolist()
+    a, b = plain.recommend(user_ids=users), heard.recommend(user_ids=users)
+    assert a.drop(columns=Col.PLAY_ORDER).equals(b.drop(columns=Col.PLAY_ORDER))
+    kind = dict(zip(heard.x.items.ids, np.arange(len(heard.x.items)) % 2, strict=True))
+    for _, mine in b.groupby(Col.USER):
+        order = mine.sort_values(Col.PLAY_ORDER)[Col.SONG].map(kind).to_numpy()
+        assert (np.diff(order) != 0).sum() <= 1  # all songs of one kind, then all of the other
 
 
 def test_music_flamingo_orders_a_week_or_leaves_it(tmp_path, monkeypatch):

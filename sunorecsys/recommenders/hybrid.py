@@ -226,7 +226,7 @@ def fit_parts(model: "HybridRecommender", **tables: Any) -> None:
             fitted[name] = one.fit_on(model.x, model.as_of, **tables)
         except MissingInput as e:
             absent[name] = str(e)
-    about = about_songs(songs, model.x.items, tables.get("embeddings"), tables.get("flow"), model.config.flow_weight)
+    about = about_songs(songs, model.x.items, tables.get("embeddings"), model.flow, model.config.flow_weight)
     compose(model, fitted, fit_quality(model, **tables), about, absent=absent)
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #c21683bc
@@ -264,7 +264,7 @@ class HybridRecommender(Recommender):
     def __init__(self, *, history: HistoryConfig | None = None, random_state: int = 0, use_last_n: bool = True,
                  history_manager: UserHistoryManager | None = None, **settings: Any):
         super().__init__(history=history, random_state=random_state)
-        self.use_last_n, self.history_manager = use_last_n, history_manager
+        self.use_last_n, self.history_manager, self.flow = use_last_n, history_manager, None
         quality = {k: settings.pop(k) for k in QualityConfig.model_fields if k in settings}
         configs = CHANNEL_CONFIGS | {"din": DinConfig}
         self.parts = {name: config(**settings.pop(name, {})).model_dump() for name, config in configs.items()}
@@ -280,8 +280,10 @@ class HybridRecommender(Recommender):
         "Arguments that make an equal, unfitted model."
         return super().params() | self.parts | self.quality_config.model_dump() | self.config.model_dump()
 
-    def fit(self, *, interactions: pd.DataFrame, as_of: pd.Timestamp, **tables: Any) -> Self:
-        "As of every model; quality and fine ranking read the plays themselves: every reaction, and which week it was in."
+    def fit(self, *, interactions: pd.DataFrame, as_of: pd.Timestamp, flow: Vectors | None = None, **tables: Any) -> Self:
+        """As of every model; quality and fine ranking read the plays themselves: every reaction, and which week it was in. `flow`: tempo,
+        key and loudness of the songs (`embeddings.flow`), for the playing order."""
+        self.flow = flow
         super().fit(interactions=interactions, as_of=as_of, **tables)
         self.quality = fit_quality(self, interactions=interactions, **tables)
         fit_din(self, interactions=interactions, **tables)
