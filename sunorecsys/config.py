@@ -205,7 +205,7 @@ class HybridConfig(_Component):
     recall_weight: float = Setting(1.0, ge=0, description="of recall's own score in fine ranking, where weights are not learnt")
     din_weight: float = Setting(.70, ge=0, description="of the chance of a click")
     prompt_weight: float = Setting(.30, ge=0, description="of the likeness of prompts")
-    play_margin: float = Setting(.02, ge=0, le=1, description="share of held-out plays that an order with clicks in it may cost, at most")
+    play_margin: float = Setting(.01, ge=0, le=1, description="share of held-out plays that an order with clicks in it may cost, at most")
     use_quality_filter: bool = True
     use_music_flamingo: bool = Setting(False, description="Music Flamingo puts the weekly lists in playing order; needs its weights")
     flamingo_model: str = Setting("nvidia/music-flamingo-2601-hf", description="hub id, or a folder")

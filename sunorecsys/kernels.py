@@ -58,7 +58,8 @@ def become_kernel(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(request["env"])
     os.environ[INHERITED] = ",".join(map(str, fds))
     os.chdir(request["cwd"])
-    sys.argv = [*request["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"]  # it ends when that process does
+    # it ends when that process does; that it is interrupted when its work is done is no error to be told of
+    sys.argv = [*request["argv"], f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.log_level=50"]
     launch_new_instance()
 
 # %% ../nbs/02b_kernels.ipynb #7c1fcafe
