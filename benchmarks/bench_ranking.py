@@ -55,7 +55,8 @@ def click_model(x: Listening, as_of: object, rng: np.random.Generator) -> DinRan
     facts = rng.standard_normal((n, FACTS)).astype(np.float32)
     told = {"facts": facts, "clicks": np.array(True), "intercept": np.float32(0), "seeds": widened(x.history, 50).item_idx,
             "tastes": rng.standard_normal((len(x.users), TASTES)).astype(np.float32),
-            "places": rng.standard_normal((n, TASTES)).astype(np.float32), "strength": np.float32(2)}
+            "places": rng.standard_normal((n, TASTES)).astype(np.float32), "strength": np.float32(2),
+            "spots": rng.standard_normal((6, 300, TASTES)).astype(np.float32)}
     told |= {f"interest.{k}": rng.standard_normal(shape).astype(np.float32) for k, shape in {
         "features": (n, 96), "own": (6, n, 6), "points": (6, 300, 102), "log_z": (6, 300)}.items()}
     model.arrays = {f"net.{k}": v for k, v in weights_of(net).items()} | told

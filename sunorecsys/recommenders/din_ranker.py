@@ -83,8 +83,10 @@ def tastes_by_week(interests: Interests, n: int, c: DinConfig, as_of: pd.Timesta
 
 def remembered(interests: Interests, c: DinConfig) -> dict[str, np.ndarray]:
     "What folds a listener in."
-    kept = ("features", "own", "points", "log_z") if c.use_interests else ()
-    return {f"interest.{k}": interests.arrays[k] for k in kept} | {"strength": np.array(interests.config.prior, np.float32)}
+    if not c.use_interests:
+        return {}
+    m, strength = interests.arrays, np.array(interests.config.prior, np.float32)
+    return {f"interest.{k}": m[k] for k in ("features", "own", "points", "log_z")} | {"spots": taste_space(m)[1], "strength": strength}
 
 # %% ../../nbs/62_recommenders.din_ranker.ipynb #0bed9fc5
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class DinRanker:
     choice: Choice
     judged: Judged
     # weights of the network; `facts` [I, F] and `places` [I, k] of songs, `seeds` [U, L] and `tastes` [U, k] of listeners at `as_of`, what
-    # folds others in (`interest.…`, `strength`); `clicks` (0-d bool): whether any were known; `intercept`
+    # folds others in (`interest.…`, `spots` [R, P, k], `strength`); `clicks` (0-d bool): whether any were known; `intercept`
     arrays: dict[str, np.ndarray]
 
     def __init__(self, *, history: HistoryConfig | dict[str, Any] | None = None, random_state: int = 0, **settings: Any):
@@ -370,8 +372,7 @@ def known_tastes(model: DinRanker, h: History, users: np.ndarray | None) -> np.n
         fresh = (users < 0) | (h.item_idx != a["seeds"][users]).any(axis=1)
         out[~fresh] = a["tastes"][users[~fresh]]
     if fresh.any() and model.config.use_interests:
-        m = part_of(a, "interest")
-        out[fresh] = tastes_of_seeds(m, taste_space(m)[1], h.rows(fresh), float(a["strength"]))
+        out[fresh] = tastes_of_seeds(part_of(a, "interest"), a["spots"], h.rows(fresh), float(a["strength"]))
     return out
 
 def raw_logits(model: DinRanker, history: History, items: np.ndarray, users: np.ndarray | None) -> np.ndarray: # float32 [U, K, 2]

@@ -137,7 +137,8 @@ def make_lists(model: "HybridRecommender", q: Query, n: int, exclude: sparse.csr
     stages = {f"stage_{k}": np.where(r.items < 0, np.nan, v)[u, at] for k, v in r.stages.items()}
     heard = np.argsort(chained(r.items, model.about.chain), axis=1) + 1
     stages |= {Col.PLAY_ORDER: heard[u, at].astype(np.int64), Col.PROPENSITY: r.propensity[u, at]}
-    return out.assign(**{f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)}, **stages)
+    more = {f"score_{name}": parts[:, c] for c, name in enumerate(model.channels)} | stages
+    return pd.concat([out, pd.DataFrame(more, index=out.index)], axis=1) # one by one, columns would take a tenth of one listener's time
 
 # %% ../../nbs/72_recommenders.hybrid.ipynb #6c547d2e
 def compose(

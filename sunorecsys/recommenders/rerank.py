@@ -195,7 +195,7 @@ def list_order(
     late = again | (earlier_in_group(maker) >= creator_cap)
     front = np.argsort(np.where(items < 0, 2, late), axis=1, kind="stable")
     calibrated = calibration > 0 and mix is not None and mix.size > 0
-    if (variety and about.vectors.any()) or calibrated:
+    if variety or calibrated:
         pool = front[:, :3 * n]
         i, s, behind = (np.take_along_axis(a, pool, 1) for a in (items, score, late))
         by = shares(i, about.genres, mix, n * calibration) if calibrated else (None, None)

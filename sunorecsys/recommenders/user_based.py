@@ -8,6 +8,7 @@ __all__ = ['BLOCK', 'PAIRS', 'N_LIKE', 'confidence', 'als', 'fit_factors', 'fold
            'UserBased']
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #4840ae84
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ def best_products(
     n, f = vectors.shape
     if not (n and k):
         return items, scores
-    slack = np.float32(4 * f * 2**-24) * np.linalg.norm(vectors, axis=1).max() * np.linalg.norm(queries, axis=1)
+    longest = np.sqrt(np.einsum("nf,nf->n", vectors, vectors).max()) # faster than norm, which one listener would notice
+    slack = np.float32(4 * f * 2**-24) * longest * np.linalg.norm(queries, axis=1)
     step = int(np.clip(BLOCK // n, 1, 128))
     def block(i: int) -> None:
         at = slice(i, i + step)
@@ -184,9 +186,9 @@ def listener_vectors(model: AlternatingLeastSquares, x: Listening, users: np.nda
     vectors[fresh] = fold_in(model, confidence(given[fresh], alpha))
     return vectors
 
-def like_minded(model: AlternatingLeastSquares, vectors: np.ndarray, users: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    "(codes int32 [U, n], −1 = none; cosines float32 [U, n]) of the fitted listeners nearest to vectors [U, f], without oneself."
-    return best_products(unit(vectors), unit(model.user_factors), n, leave_out(users, len(model.user_factors)))
+def like_minded(fitted: np.ndarray, vectors: np.ndarray, users: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    "(codes int32 [U, n], −1 = none; cosines float32 [U, n]) of the `fitted` unit vectors nearest to vectors [U, f], without oneself."
+    return best_products(unit(vectors), fitted, n, leave_out(users, len(fitted)))
 
 # %% ../../nbs/42_recommenders.user_based.ipynb #1c50fae5
 class UserBased(Recommender):
@@ -207,15 +209,21 @@ class UserBased(Recommender):
 
     def _fit(self, **tables: Any) -> None:
         self.model = als(self.n_factors, self.regularization)
+        self.__dict__.pop("listeners", None) # of an earlier fit
         fit_factors(self.model, confidence(self.x.liked, self.alpha), self.n_iterations, self.random_state)
         self.recent = self.x.history.matrix(len(self.x.items))
+
+    @cached_property
+    def listeners(self) -> np.ndarray: # float32 [U, f]
+        "Directions of the fitted listeners; once a model, not once a call."
+        return unit(self.model.user_factors)
 
     def _score(self, users: np.ndarray, history: History, exclude: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
         return best_products(listener_vectors(self.model, self.x, users, history, self.alpha), self.model.item_factors, k, exclude)
 
     def _reasons(self, users: np.ndarray, history: History, items: np.ndarray) -> Reasons:
         mine = listener_vectors(self.model, self.x, users, history, self.alpha)
-        who, weight = who_has_it(*like_minded(self.model, mine, users, N_LIKE), items, self.recent, self.x.liked)
+        who, weight = who_has_it(*like_minded(self.listeners, mine, users, N_LIKE), items, self.recent, self.x.liked)
         song = self.x.items.decode(played_last(self.x.history, who, items))
         return Reasons(np.where(who < 0, "factors", "listener").astype(object), song, weight)
 
@@ -224,7 +232,7 @@ class UserBased(Recommender):
         code = self.x.users.encode([user_id])
         if code[0] < 0:
             raise KeyError(f"no listener {user_id!r} when this model was fitted")
-        who, cosine = like_minded(self.model, self.model.user_factors[code], code, n)
+        who, cosine = like_minded(self.listeners, self.model.user_factors[code], code, n)
         last = played_last(self.x.history, who, np.full(who.shape, -1))
         names, songs = self.x.users.decode(who[0]), self.x.items.decode(last[0])
         return pd.DataFrame({Col.RANK: np.arange(n) + 1, Col.USER: names, Col.SCORE: cosine[0], "last_played": songs})[who[0] >= 0]
