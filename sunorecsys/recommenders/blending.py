@@ -106,8 +106,10 @@ def _choices(
     return x.astype(np.float32), share, np.append(0, np.cumsum(there.sum(axis=1)))[:-1], who
 
 # %% ../../nbs/71_recommenders.blending.ipynb #ad6f6ecd
-def most_likely(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, penalty: float) -> np.ndarray: # float64 [F]
-    "The weights of most likely choices."
+def most_likely(
+    x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels: int, penalty: float, start: np.ndarray | None = None
+) -> np.ndarray: # float64 [F]
+    "The weights of most likely choices; they are unique, and a `start` near them only saves time."
     count = np.diff(np.append(first, len(x)))
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         s = (x @ w.astype(np.float32)).astype(np.float64)
@@ -118,7 +120,7 @@ def most_likely(x: np.ndarray, share: np.ndarray, first: np.ndarray, n_channels:
         return value + penalty * (w @ w), x.T @ (p - share).astype(np.float32) / len(first) + 2 * penalty * w
     free = x.shape[1] - 3 * n_channels
     bounds = [(0, None)] * (3 * n_channels) + [(None, None)] * free
-    start = np.append(np.full(n_channels, .2), np.zeros(2 * n_channels + free))
+    start = np.append(np.full(n_channels, .2), np.zeros(2 * n_channels + free)) if start is None else start
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-6}).x
 
 # %% ../../nbs/71_recommenders.blending.ipynb #d38bc996
@@ -133,13 +135,15 @@ def _among_best(x: np.ndarray, share: np.ndarray, count: np.ndarray, w: np.ndarr
     kept = (place < AMONG) & (total[who] > 0)
     return x[kept], share[kept] / total[who[kept]], np.bincount(who[kept], minlength=len(count))[total > 0]
 
-def _best_on_top(x: np.ndarray, share: np.ndarray, count: np.ndarray, n_channels: int, variance: float) -> np.ndarray: # float64 [F]
-    "`most_likely` of all choices, then of those among the best songs that this finds, if they are enough."
-    def fit(x: np.ndarray, share: np.ndarray, count: np.ndarray) -> np.ndarray:
-        return most_likely(x, share, np.cumsum(count) - count, n_channels, 1 / (2 * variance * max(len(count), 1)))
-    w = fit(x, share, count)
+def _best_on_top(
+    x: np.ndarray, share: np.ndarray, count: np.ndarray, n_channels: int, variance: float, start: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]: # float64 [F] each
+    "(`most_likely` of all choices, from `start`; that of those among the best songs that this finds, if they are enough)."
+    def fit(x: np.ndarray, share: np.ndarray, count: np.ndarray, start: np.ndarray | None) -> np.ndarray:
+        return most_likely(x, share, np.cumsum(count) - count, n_channels, 1 / (2 * variance * max(len(count), 1)), start)
+    w = fit(x, share, count, start)
     top = _among_best(x, share, count, w)
-    return fit(*top) if len(top[2]) >= LEAST else w
+    return w, fit(*top, w) if len(top[2]) >= LEAST else w
 
 # %% ../../nbs/71_recommenders.blending.ipynb #941657eb
 Lesson = tuple[Candidates, sparse.csr_matrix, np.ndarray] # what was found, what was played (bool [U, items]), facts [items, F]
@@ -170,11 +174,12 @@ def learn_blend(
     fold = np.concatenate([block.user_idx[p[3]] for (block, _, _), p in zip(lessons, parts, strict=True)]) % folds
     if len(count) < LEAST:
         return fallback
-    rows = []
+    rows, start = [], None # a fold begins where the one before it ended
     for f in range(folds):
         taught = (fold != f) if folds > 1 else np.ones(len(fold), bool)
         mine = np.repeat(taught, count)
-        rows.append(_best_on_top(x[mine], share[mine], count[taught], len(fallback.channels), variance))
+        start, best = _best_on_top(x[mine], share[mine], count[taught], len(fallback.channels), variance, start)
+        rows.append(best)
     return Blend(fallback.channels, np.array(rows, np.float32), scale, len(count))
 
 # %% ../../nbs/71_recommenders.blending.ipynb #f1a95079
