@@ -171,7 +171,7 @@ def plot_sequencing(tables: dict[str, pd.DataFrame]) -> Figure:
     axes[0].axhline(0, color="#999999", lw=.8)
     axes[0].set(xlabel="mean distance of two songs of a list (by sound)", ylabel="NDCG lost or gained",
                 title="variety (numbers) against relevance")
-    axes[0].yaxis.set_major_formatter("{x:+.0%}")
+    axes[0].yaxis.set_major_formatter("{x:+.1%}")
     t = tables["orders"].iloc[::-1]
     parts = [c for c in ("mean step", "tempo", "key", "loudness") if c in t]
     for i, part in enumerate(parts):
