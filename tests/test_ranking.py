@@ -9,7 +9,10 @@ import pytest
 
 from sunorecsys.codes import History
 from sunorecsys.config import HistoryConfig, InterestsConfig
+from sunorecsys.embeddings.flow import FlowEncoder
+from sunorecsys.embeddings.store import EmbeddingStore
 from sunorecsys.evaluation.predictions import gauc
+from sunorecsys.evaluation.report import one_list
 from sunorecsys.recommenders.chaining import chained
 from sunorecsys.recommenders.din_ranker import DinRanker
 from sunorecsys.recommenders.hybrid import HybridRecommender, week_lists
@@ -17,7 +20,7 @@ from sunorecsys.recommenders.listening import listen
 from sunorecsys.recommenders.rerank import About, list_order
 from sunorecsys.schema import Col, validate
 from sunorecsys.testing import AS_OF, toy_tables
-from sunorecsys.workspace import Workspace, write_table
+from sunorecsys.workspace import Workspace, write_json, write_table
 
 QUICK = {"user_based": {"n_factors": 8}, "interests": {"restarts": 1, "rounds": 5, "n_interests": 6, "points": 20},
          "two_tower": {"epochs": 1}, "din": {"epochs": 2}, "n_recall": 20}
@@ -189,6 +192,26 @@ def test_the_playing_order_follows_tempo_and_the_list_does_not_change():
     for _, mine in b.groupby(Col.USER):
         order = mine.sort_values(Col.PLAY_ORDER)[Col.SONG].map(kind).to_numpy()
         assert (np.diff(order) != 0).sum() <= 1  # all songs of one kind, then all of the other
+
+
+def test_the_report_shows_tempo_and_loudness_beside_the_right_song(tmp_path):
+    songs = [f"s{i}" for i in range(6)]
+    flow = FlowEncoder()
+    store = EmbeddingStore.create(tmp_path / "e", encoder="flow", fingerprint=flow.fingerprint, modality="audio", dim=16, license="none")
+    t = np.arange(160_000) / 16_000
+    loud = [.5, .01, .5, .01, .5]
+    clips = [(a * np.sin(2 * np.pi * 220 * t)).astype(np.float32) for a in loud]
+    store.append(songs[:5], songs[:5], flow.encode_audio(clips))
+    write_table(tmp_path / "frozen/interactions.parquet", pd.DataFrame({Col.USER: ["a"]}))
+    write_table(tmp_path / "frozen/songs.parquet", pd.DataFrame({Col.SONG: songs, Col.TITLE: songs}))
+    lists = pd.DataFrame({Col.USER: ["b", *["a"] * 6], Col.SONG: ["s0", *songs[::-1]], Col.RANK: [1, *range(1, 7)], Col.PLAY_ORDER: 1,
+                          Col.CHANNEL: "content", Col.REASON_KIND: "seed", Col.REASON_ID: "s0"})
+    write_table(tmp_path / "playlists.parquet", lists)
+    write_json(tmp_path / "embeddings/embeddings.json", {"flow": {"pin": store.pin()}})
+    shown = one_list(SimpleNamespace(folder=tmp_path, workspace=SimpleNamespace(embeddings=tmp_path / "e")))
+    assert shown[Col.TITLE].tolist() == songs[::-1]
+    assert np.isnan(shown["dBFS"].iloc[0])  # a song without a vector
+    assert ((shown["dBFS"].iloc[1:] > -20).tolist()) == [a > .1 for a in loud[::-1]]
 
 
 def test_music_flamingo_orders_a_week_or_leaves_it(tmp_path, monkeypatch):

@@ -106,7 +106,8 @@ class FlowEncoder(Encoder):
 # %% ../../nbs/31b_embeddings.flow.ipynb #16131854
 def angle(part: np.ndarray) -> np.ndarray: # float64 (n,)
     "Angle of two numbers each, in [0, 2π)."
-    return np.arctan2(part[:, 1], part[:, 0]) % (2 * np.pi)
+    x, y = part.astype(np.float64).T
+    return np.arctan2(y, x) % (2 * np.pi)
 
 def in_words(vectors: np.ndarray) -> pd.DataFrame: # bpm, key, dBFS; NaN and '–' where a song has no vector
     "Vectors (n, 16) in beats per minute (of [80, 160)), the name of the key, and dB below full scale."

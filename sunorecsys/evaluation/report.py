@@ -212,7 +212,7 @@ def one_list(this: Run, n: int = 15) -> pd.DataFrame:
                         "reason": titles.reindex(mine[Col.REASON_ID]).to_numpy()})
     flow = open_flow(this.folder, this.workspace.embeddings)
     if flow is not None:
-        out = out.join(in_words(flow.vectors(mine[Col.SONG])[0]))
+        out = pd.concat([out.reset_index(drop=True), in_words(flow.vectors(mine[Col.SONG])[0])], axis=1)
     return out.set_index(["listener", Col.RANK])
 
 # %% ../../nbs/80_evaluation.report.ipynb #84172069
