@@ -51,7 +51,7 @@ def click_model(x: Listening, as_of: object, rng: np.random.Generator) -> DinRan
     c, items, n = DinConfig(), x.items, len(x.items)
     net = Din(unit(rng.standard_normal((n, c.dim)).astype(np.float32)), rng.integers(-1, 5000, n), FACTS, c.hidden, c.deep, c.dropout)
     model = DinRanker(history=HistoryConfig(last_n=50))
-    model.items, model.as_of, model.choice = items, as_of, Choice(1)
+    model.items, model.listeners, model.as_of, model.choice = items, x.users.hash, as_of, Choice(1)
     facts = rng.standard_normal((n, FACTS)).astype(np.float32)
     told = {"facts": facts, "clicks": np.array(True), "intercept": np.float32(0), "seeds": widened(x.history, 50).item_idx,
             "tastes": rng.standard_normal((len(x.users), TASTES)).astype(np.float32),

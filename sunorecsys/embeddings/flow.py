@@ -34,6 +34,8 @@ BEATS = ((.5, .5), (1, 1), (2, 1), (4, .5)) # shift in beats, weight
 
 def self_likeness(curve: np.ndarray) -> np.ndarray: # float32 (w, lags)
     "Autocorrelation of curves (w, frames), 1 at lag 0; zeros for one without changes."
+    if curve.shape[1] < 2: # shorter than two frames
+        return np.zeros((len(curve), 2), np.float32)
     x = curve - curve.mean(1, keepdims=True)
     n = x.shape[1]
     power = np.abs(scipy.fft.rfft(x, 2 * n)) ** 2

@@ -279,6 +279,7 @@ class DinRanker:
     "Click-through rate; `settings` are those of `config.DinConfig`. After `fit`, `choice` and the curve of the choosing, `judged`."
     choice: Choice
     judged: Judged
+    listeners: str # hash of the id map whose codes `users` are
     # weights of the network; `facts` [I, F] and `places` [I, k] of songs, `seeds` [U, L] and `tastes` [U, k] of listeners at `as_of`, what
     # folds others in (`interest.…`, `spots` [R, P, k], `strength`); `clicks` (0-d bool): whether any were known; `intercept`
     arrays: dict[str, np.ndarray]
@@ -300,7 +301,7 @@ class DinRanker:
         known = bare_songs(x.items.ids) if songs is None else songs
         rest = {k: tables.get(k) for k in ("song_stats", "impressions")}
         lessons = lessons_of(interests, song_kind(known, x.items), c, self.history, as_of, interactions=interactions, songs=songs, **rest)
-        self.items, self.as_of = x.items, as_of
+        self.items, self.listeners, self.as_of = x.items, x.users.hash, as_of
         learn(self, lessons, taste_vectors(interests.arrays, c.dim), creator_codes(songs, x.items), choice, folder, progress)
         self.arrays |= remembered(interests, c) | {"seeds": lessons.history[0], "tastes": lessons.tastes[0], "places": lessons.places}
         return self
@@ -403,13 +404,14 @@ def save_ranker(model: DinRanker, folder: Path) -> None:
     "Write items, arrays and manifest."
     write_table(folder / "items.parquet", pd.DataFrame({Col.SONG: model.items.ids}))
     write_arrays(folder / "model.npz", **model.arrays)
-    seal(folder, type(model).__name__, params=model.params(), as_of=model.as_of.isoformat(), choice=asdict(model.choice))
+    seal(folder, type(model).__name__, params=model.params(), as_of=model.as_of.isoformat(), choice=asdict(model.choice),
+         listeners=model.listeners)
 
 def load_ranker(cls: type[DinRanker], folder: Path) -> DinRanker:
     "Read what `save_ranker` wrote; errors as `recommenders.base.unseal`."
     m = unseal(folder, cls.__name__)
     model = cls(**m["params"])
-    model.as_of, model.choice = pd.Timestamp(m["as_of"]), Choice(**m["choice"])
+    model.as_of, model.choice, model.listeners = pd.Timestamp(m["as_of"]), Choice(**m["choice"]), m["listeners"]
     model.items = IdMap(pd.read_parquet(folder / "items.parquet")[Col.SONG])
     with np.load(folder / "model.npz", allow_pickle=False) as a:
         model.arrays = dict(a)

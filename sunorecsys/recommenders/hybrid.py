@@ -149,8 +149,8 @@ def compose(
     first, c = next(iter(channels.values())), model.config
     if len({(m.x.users.hash, m.x.items.hash, m.as_of) for m in channels.values()}) > 1:
         raise ValueError(f"the channels {', '.join(channels)} were fitted on different listeners, songs or weeks")
-    if din is not None and (din.items.hash, din.as_of) != (first.x.items.hash, first.as_of):
-        raise ValueError("the click model was fitted on other songs or another week than the channels")
+    if din is not None and (din.items.hash, din.listeners, din.as_of) != (first.x.items.hash, first.x.users.hash, first.as_of):
+        raise ValueError("the click model was fitted on other songs, listeners or another week than the channels")
     model.channels, model.quality, model.about, model.x, model.as_of = channels, quality, about, first.x, first.as_of
     model.cold = cold_songs(first.x, model.config.cold_listeners)
     model.blend = configured({name: getattr(model.config, s) for name, s in WEIGHTS.items()}, list(channels)) if blend is None else blend
