@@ -11,7 +11,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # a micro week takes seconds with these
 QUICK = ("user_based:\n  n_factors: 8\n  n_iterations: 3\nhybrid:\n  n: 10\nembeddings:\n  encoder: random\n"
-         "two_tower:\n  epochs: 1\n  judges: 50\ninterests:\n  n_interests: 8\n  restarts: 1\n  rounds: 4\n")
+         "two_tower:\n  epochs: 1\n  judges: 50\ninterests:\n  n_interests: 8\n  restarts: 1\n  rounds: 4\n  points: 30\n"
+         "din:\n  epochs: 1\n")
 
 
 @pytest.fixture(scope="session")
