@@ -1,4 +1,5 @@
 """Fine ranking and re-ranking at their edges: what attention is for, odd candidates, other processes."""
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from sunorecsys.recommenders.listening import listen
 from sunorecsys.recommenders.rerank import About, list_order
 from sunorecsys.schema import Col, validate
 from sunorecsys.testing import AS_OF, toy_tables
+from sunorecsys.weekly import run_week
 from sunorecsys.workspace import Workspace, write_json, write_table
 
 QUICK = {"user_based": {"n_factors": 8}, "interests": {"restarts": 1, "rounds": 5, "n_interests": 6, "points": 20},
@@ -212,6 +214,15 @@ def test_the_report_shows_tempo_and_loudness_beside_the_right_song(tmp_path):
     assert shown[Col.TITLE].tolist() == songs[::-1]
     assert np.isnan(shown["dBFS"].iloc[0])  # a song without a vector
     assert ((shown["dBFS"].iloc[1:] > -20).tolist()) == [a > .1 for a in loud[::-1]]
+
+
+def test_a_week_of_a_log_without_impressions(micro):
+    "Nothing was ever shown: the click model learns from plays, and the week has its lists."
+    shutil.rmtree(micro / "impressions")
+    run_week(micro, level="ERROR")
+    week = Workspace(micro).published()
+    assert not DinRanker.load(week / "models/din/final").arrays["clicks"]
+    assert len(pd.read_parquet(week / "playlists.parquet"))
 
 
 def test_music_flamingo_orders_a_week_or_leaves_it(tmp_path, monkeypatch):

@@ -119,9 +119,7 @@ def ranking(run: Run, *, n_lists: int = 6, random_state: int = 0) -> tuple[pd.Da
     scores = {"random": np.random.default_rng(random_state).random(len(clicked))}
     scores |= {n: m.score(history, q["items"], q["user"]).ravel() for n, m in models.items()}
     scores |= {n: q[n].ravel() for n in ("informed ceiling", "oracle")}
-    looked = models["din"].arrays["net.looked"]
-    place = np.minimum(q["position"].ravel(), len(looked) - 1)
-    p = expit(scores["din"]) * np.minimum(np.exp(looked[place] - looked[min(1, len(looked) - 1)]), 1)
+    p = expit(scores["din"]) * models["din"].looked_at(q["position"].ravel())
     facts = {"impressions": len(clicked), "listeners": len(np.unique(listener)),
              "clicked": float(clicked.mean()), "predicted": float(p.mean()),
              "log_loss": log_loss(p, clicked), "ece": ece(p, clicked), "choice": vars(models["din"].choice)}

@@ -326,6 +326,12 @@ class DinRanker:
         "The logit of a click when shown first in a list; where no clicks were known, of a play."
         return self.logits(history, items, users)[..., 0 if self.arrays["clicks"] else 1]
 
+    def looked_at(self, position: np.ndarray) -> np.ndarray: # float32, like `position`
+        "Chance that a position (from 1) is looked at, as against the first; beyond the last known one as there."
+        looked = self.arrays["net.looked"]
+        last = len(looked) - 1
+        return np.exp(np.minimum(looked[np.minimum(position, last)] - looked[min(1, last)], 0))
+
     def attention(self, history: History, items: np.ndarray) -> np.ndarray: # float32 [U, K, L]
         "How much each seed speaks for each candidate; 0 where there is none."
         return attention_weights(self, history, items)
@@ -422,12 +428,12 @@ def choice_after(model: DinRanker, interests: Interests, impressions: pd.DataFra
     "The choice of a fitted model with the calibration that the week up to `as_of`, which it has not seen, asks for."
     x = interests.x
     shown = lists_of(encode_impressions(impressions, x.users, x.items, as_of), as_of, 1)
-    looked, there = model.arrays["net.looked"], shown.items >= 0
+    there = shown.items >= 0
     if not model.arrays["clicks"] or not there.any():
         return model.choice
     z = raw_logits(model, stored_seeds(x, shown.user), shown.items, shown.user)[..., 0]
-    place = np.exp(np.minimum(looked[np.minimum(shown.position, len(looked) - 1)] - looked[min(1, len(looked) - 1)], 0))
-    return Choice(model.choice.epochs, *calibration(z[there], place[there], shown.clicked[there], 2 * SLOPE_SPREAD))
+    looked = model.looked_at(shown.position[there])
+    return Choice(model.choice.epochs, *calibration(z[there], looked, shown.clicked[there], 2 * SLOPE_SPREAD))
 
 # %% ../../nbs/62_recommenders.din_ranker.ipynb #98b3a7ce
 def fit_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = None) -> tuple[str, DinRanker | None]:
@@ -444,7 +450,7 @@ def fit_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = No
             return str(e), None
         model.save(target)
         if part == "validation":
-            choice = choice_after(model, interests, training_tables(this.folder, "final")["impressions"], this.as_of)
+            choice = choice_after(model, interests, training_tables(this.folder, "final").get("impressions"), this.as_of)
             chosen = model
     return "", chosen
 
