@@ -22,6 +22,7 @@ from .hybrid import HybridRecommender, best_of_recall, best_reasons, fine_order,
 @dataclass(frozen=True)
 class Steps:
     "One listener's candidates after each stage: the union, the best of it by the blend, those in fine ranking's order, the list."
+    users: np.ndarray # code [1], −1 = unknown
     history: History
     union: Candidates
     recalled: Ranked
@@ -32,7 +33,7 @@ def steps(model: HybridRecommender, n: int, *, user_id: str | None = None, song_
     "Follow one listener, or one virtual listener with seed songs."
     _, q, union = one_recall(model, user_id, song_ids)
     first = best_of_recall(model, union, n)
-    return Steps(q.history, union, first, fine_order(model, first, q.codes, q.history), ranked(model, union, q.history, n))
+    return Steps(q.codes, q.history, union, first, fine_order(model, first, q.codes, q.history), ranked(model, union, q.history, n))
 
 def place_in(r: Ranked, item: int) -> int | None: # from 1
     "Where a song stands."
@@ -60,7 +61,7 @@ def by_click(model: HybridRecommender, s: Steps, item: int, most: int = 3) -> di
     weight = weight[-len(seeds):]
     best = np.argsort(-weight, kind="stable")[:most]
     about = [{"song_id": str(model.x.items.decode(seeds[[i]])[0]), "share": float(weight[i] / total)} for i in best if weight[i] > 0]
-    return {"chance": float(expit(model.din.score(s.history, one)[0, 0])), "attention": about}
+    return {"chance": float(expit(model.din.score(s.history, one, s.users)[0, 0])), "attention": about}
 
 def moved(model: HybridRecommender, s: Steps, item: int, at: int) -> str:
     "Why a song of the list is not where its score puts it; `in its place` if it is."
