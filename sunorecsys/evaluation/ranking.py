@@ -25,7 +25,7 @@ from ..data.simulate import load_truth
 from ..data.sources import SourceError
 from ..data.splits import training_tables
 from ..recommenders.base import ABSENT, stored_seeds
-from ..recommenders.din_ranker import DinRanker
+from ..recommenders.din_ranker import DinRanker, looked_at
 from ..recommenders.interests import Interests
 from ..schema import Col
 from ..stages import Run
@@ -119,7 +119,7 @@ def ranking(run: Run, *, n_lists: int = 6, random_state: int = 0) -> tuple[pd.Da
     scores = {"random": np.random.default_rng(random_state).random(len(clicked))}
     scores |= {n: m.score(history, q["items"], q["user"]).ravel() for n, m in models.items()}
     scores |= {n: q[n].ravel() for n in ("informed ceiling", "oracle")}
-    p = expit(scores["din"]) * models["din"].looked_at(q["position"].ravel())
+    p = expit(scores["din"]) * looked_at(models["din"], q["position"].ravel())
     facts = {"impressions": len(clicked), "listeners": len(np.unique(listener)),
              "clicked": float(clicked.mean()), "predicted": float(p.mean()),
              "log_loss": log_loss(p, clicked), "ece": ece(p, clicked), "choice": vars(models["din"].choice)}

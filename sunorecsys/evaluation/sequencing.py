@@ -105,6 +105,7 @@ def mean_steps(items: np.ndarray, order: np.ndarray, vectors: np.ndarray) -> np.
     n = (a >= 0).sum(1)
     return np.divide(far.sum(1), n, out=np.full(len(n), np.nan), where=n > 0)
 
+# %% ../../nbs/84c_evaluation.sequencing.ipynb #5728cebf
 def ratio(a: np.ndarray, b: np.ndarray, n_resamples: int = 5000) -> tuple[float, float, float]:
     "(mean a / mean b, low, high) over the same listeners, 95 % bootstrap."
     w = np.random.default_rng(0).multinomial(len(a), np.full(len(a), 1 / max(len(a), 1)), n_resamples)
@@ -182,6 +183,7 @@ def plot_sequencing(tables: dict[str, pd.DataFrame]) -> Figure:
     axes[1].legend(fontsize=8)
     return fig
 
+# %% ../../nbs/84c_evaluation.sequencing.ipynb #cbb82f78
 def write_sequencing(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     "Write a CSV of each table, and `sequencing.png`; returns the files."
     folder.mkdir(parents=True, exist_ok=True)

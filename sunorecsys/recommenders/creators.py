@@ -72,6 +72,7 @@ def creator_agreement(
         out[name] = (correlation(x, y, np.ones(len(x))), *map(float, np.nanquantile(draws, [.025, .975])))
     return out
 
+# %% ../../nbs/61b_recommenders.creators.ipynb #1f616f3c
 def correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
     "Weighted correlation."
     w = w / w.sum()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_VERSIONS', 'SLOPE_SPREAD', 'taste_vectors', 'song_kind', 'tastes_by_week', 'remembered', 'Lessons', 'lessons_of',
            'Teacher', 'loss_of_lists', 'loss_of_plays', 'one_pass', 'judgement', 'train', 'Choice', 'calibration',
-           'list_logits', 'level', 'intercept_of', 'DinRanker', 'learn', 'known_tastes', 'raw_logits', 'pair_logits',
-           'attention_weights', 'save_ranker', 'load_ranker', 'choice_after', 'fit_week', 'interests_of']
+           'list_logits', 'level', 'intercept_of', 'DinRanker', 'learn', 'known_tastes', 'looked_at', 'raw_logits',
+           'pair_logits', 'attention_weights', 'save_ranker', 'load_ranker', 'choice_after', 'fit_week', 'interests_of']
 
 # %% ../../nbs/62_recommenders.din_ranker.ipynb #8075886b
 import hashlib
@@ -235,6 +235,7 @@ class Choice:
 
 SLOPE_SPREAD = .1 # of the prior
 
+# %% ../../nbs/62_recommenders.din_ranker.ipynb #a85408af
 def calibration(
     z: np.ndarray, looked: np.ndarray, clicked: np.ndarray, spread: float = SLOPE_SPREAD, least: int = 50
 ) -> tuple[float, float]:
@@ -280,9 +281,7 @@ class DinRanker:
     choice: Choice
     judged: Judged
     listeners: str # hash of the id map whose codes `users` are
-    # weights of the network; `facts` [I, F] and `places` [I, k] of songs, `seeds` [U, L] and `tastes` [U, k] of listeners at `as_of`, what
-    # folds others in (`interest.…`, `spots` [R, P, k], `strength`); `clicks` (0-d bool): whether any were known; `intercept`
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray] # see above
 
     def __init__(self, *, history: HistoryConfig | dict[str, Any] | None = None, random_state: int = 0, **settings: Any):
         checked = Config(history=history or {}, random_state=random_state, din=settings)
@@ -294,9 +293,8 @@ class DinRanker:
         "Learn what lies before `as_of`; `interests` (default: fitted here) say how songs lie to each other."
         as_of = utc(as_of)
         if interests is None:
-            x = listen(interactions, songs, as_of, self.history)
             interests = Interests(**InterestsConfig(restarts=2).model_dump(), random_state=self.random_state)
-            interests.fit_on(x, as_of, songs=songs, embeddings=embeddings, progress=progress)
+            interests.fit_on(listen(interactions, songs, as_of, self.history), as_of, songs=songs, embeddings=embeddings, progress=progress)
         x, c = interests.x, self.config
         known = bare_songs(x.items.ids) if songs is None else songs
         rest = {k: tables.get(k) for k in ("song_stats", "impressions")}
@@ -318,19 +316,12 @@ class DinRanker:
         return self.config.model_dump() | {"history": self.history.model_dump(), "random_state": self.random_state}
 
     def logits(self, history: History, items: np.ndarray, users: np.ndarray | None = None) -> np.ndarray: # float32 [U, K, 2]
-        """Calibrated logit of a click and that of a play, for candidates int32 [U, K], −1 = none; a row does not depend on the others.
-        Listeners `users` (codes, −1 = unknown) whose seeds are the stored ones are known by their sessions, others by their seeds."""
+        "Calibrated logits of a click and a play for candidates int32 [U, K], −1 = none; `users` with stored seeds are known by sessions."
         return pair_logits(self, history, items, users)
 
     def score(self, history: History, items: np.ndarray, users: np.ndarray | None = None) -> np.ndarray: # float32 [U, K]
         "The logit of a click when shown first in a list; where no clicks were known, of a play."
         return self.logits(history, items, users)[..., 0 if self.arrays["clicks"] else 1]
-
-    def looked_at(self, position: np.ndarray) -> np.ndarray: # float32, like `position`
-        "Chance that a position (from 1) is looked at, as against the first; beyond the last known one as there."
-        looked = self.arrays["net.looked"]
-        last = len(looked) - 1
-        return np.exp(np.minimum(looked[np.minimum(position, last)] - looked[min(1, last)], 0))
 
     def attention(self, history: History, items: np.ndarray) -> np.ndarray: # float32 [U, K, L]
         "How much each seed speaks for each candidate; 0 where there is none."
@@ -382,6 +373,13 @@ def known_tastes(model: DinRanker, h: History, users: np.ndarray | None) -> np.n
         out[fresh] = tastes_of_seeds(part_of(a, "interest"), a["spots"], h.rows(fresh), float(a["strength"]))
     return out
 
+def looked_at(model: DinRanker, position: np.ndarray) -> np.ndarray: # float32, like `position`
+    "Chance that a position (from 1) is looked at, as against the first; beyond the last known one as there."
+    looked = model.arrays["net.looked"]
+    last = len(looked) - 1
+    return np.exp(np.minimum(looked[np.minimum(position, last)] - looked[min(1, last)], 0))
+
+# %% ../../nbs/62_recommenders.din_ranker.ipynb #92b9893a
 def raw_logits(model: DinRanker, history: History, items: np.ndarray, users: np.ndarray | None) -> np.ndarray: # float32 [U, K, 2]
     "Logits as the network gives them."
     from sunorecsys.recommenders.attention import score_candidates
@@ -394,6 +392,7 @@ def pair_logits(model: DinRanker, history: History, items: np.ndarray, users: np
     z[..., 0] = z[..., 0] * np.float32(model.choice.slope) + model.arrays["intercept"]
     return z
 
+# %% ../../nbs/62_recommenders.din_ranker.ipynb #3646538a
 def attention_weights(model: DinRanker, history: History, items: np.ndarray) -> np.ndarray: # float32 [U, K, L]
     "Attention of every candidate to every seed of `history`."
     from sunorecsys.recommenders.attention import attend
@@ -432,7 +431,7 @@ def choice_after(model: DinRanker, interests: Interests, impressions: pd.DataFra
     if not model.arrays["clicks"] or not there.any():
         return model.choice
     z = raw_logits(model, stored_seeds(x, shown.user), shown.items, shown.user)[..., 0]
-    looked = model.looked_at(shown.position[there])
+    looked = looked_at(model, shown.position[there])
     return Choice(model.choice.epochs, *calibration(z[there], looked, shown.clicked[there], 2 * SLOPE_SPREAD))
 
 # %% ../../nbs/62_recommenders.din_ranker.ipynb #98b3a7ce
