@@ -103,7 +103,8 @@ def execute(
             warnings.simplefilter("ignore")
             papermill.execute_notebook(
                 str(ready), str(target), dict(parameters), kernel_name="python3", language="python", progress_bar=progress,
-                cwd=str(source.parent), kernel_manager_class=InheritingKernelManager)
+                cwd=str(source.parent), kernel_manager_class=InheritingKernelManager,
+                shutdown_kernel="immediate") # all that a stage made is written: waiting for the interpreter to take itself down is idle
     finally:
         ready.unlink(missing_ok=True)
     return read_notebook(target)
