@@ -28,7 +28,7 @@ replay: $(READY) ## ten weeks in a row on the sample, quality by week
 
 test: $(READY) drift lint ## drift gate, ruff, layout, all notebooks, pytest
 	@$(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/python -m pytest tests -n 2
+	@$(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 export: $(READY) ## notebooks to modules, notebooks cleaned, README made
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean

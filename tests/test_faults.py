@@ -19,7 +19,7 @@ from sunorecsys import weekly
 from sunorecsys.stages import STAGES, open_run
 from sunorecsys.testing import fingerprint
 from sunorecsys.weekly import StageFailed, needed, run_week
-from sunorecsys.workspace import Locked, Workspace, lock, lock_holder
+from sunorecsys.workspace import Locked, Workspace, lock, lock_holder, week_start
 
 KILLS = int(os.environ.get("KILLS", "5"))
 WEEK = "2026-W12"
@@ -152,24 +152,20 @@ def test_a_failing_stage_is_named_and_resumed(published: Path, monkeypatch: pyte
     assert done.skipped[:3] == ("splits", "embeddings", "item_cf") and done.executed[0] == "user_based"
 
 
-def test_the_future_changes_nothing(micro: Path, tmp_path: Path) -> None:
+def test_the_future_changes_nothing(published_template: Path, micro: Path) -> None:
     """The whole week, run again with every event, counter and song from `as_of` on scrambled: the same playlists to the byte."""
     from sunorecsys.testing import perturb_future
-    as_of = pd.Timestamp("2026-03-02", tz="UTC")
-    other = Path(shutil.copytree(micro, tmp_path / "other", symlinks=True))
-    ws = Workspace(other)
+    ws, before = Workspace(micro), Workspace(published_template).published("2026-W11")
     paths = {"songs": ws.songs, "song_stats": ws.song_stats, "interactions": ws.log / "sample.parquet",
              "impressions": ws.impressions / "sample.parquet"}
     for how in ("scramble", "multiply"):
-        changed = perturb_future({n: pd.read_parquet(p) for n, p in paths.items()}, as_of, how)
+        changed = perturb_future({n: pd.read_parquet(p) for n, p in paths.items()}, week_start("2026-W11"), how)
         for name, frame in changed.items():
             frame.to_parquet(paths[name], index=False)
-    lists, metrics = [], []
-    for root in (micro, other):
-        done = run_week(root, as_of="2026-03-02", level="ERROR")
-        lists.append(fingerprint(pd.read_parquet(done.playlists)))
-        rows = json.loads((done.run.folder / "metrics.json").read_text())["rows"]
-        metrics.append([r for r in rows if r["model"] not in ("informed ceiling", "oracle")])
+    after = run_week(micro, week="2026-W11", level="ERROR").run.folder
+    lists = [fingerprint(pd.read_parquet(run / "playlists.parquet")) for run in (before, after)]
+    metrics = [[r for r in json.loads((run / "metrics.json").read_text())["rows"] if r["model"] not in ("informed ceiling", "oracle")]
+               for run in (before, after)]
     assert lists[0] == lists[1] and metrics[0] == metrics[1]
 
 
