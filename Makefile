@@ -12,7 +12,7 @@ help: ## this list
 
 $(READY): settings.ini setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing (about two minutes, once)"
+	@echo "installing (two to four minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
 	@touch $(READY)
 

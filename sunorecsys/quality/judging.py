@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..embeddings.content import FileHashes, Known, Look, listen
 from ..embeddings.extract import ahead, bytes_of
 from ..schema import Col
-from ..workspace import read_json, read_record, write_json
+from ..workspace import Workspace, lock, read_json, read_record, write_json
 from .engagement import is_score
 
 # %% ../../nbs/51b_quality.judging.ipynb #9d65d602
@@ -112,19 +112,24 @@ def judge_songs(
     judge: Judge, cache_dir: Path | str, *, root: Path | str = ".", # relative paths begin at `root` and may not lead out of it
     batch_size: int = 8, limit: int | None = None, attempts: int = 2, progress: bool = True,
 ) -> Judged:
-    "Scores of every song's sound, each kept in `cache_dir` as soon as it is there; called again, it goes on."
+    "Scores of every song's sound, each kept in `cache_dir` as soon as it is there; called again, it goes on. `Locked`: somebody is at it."
     if min(batch_size, attempts) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size {batch_size}, attempts {attempts} and limit {limit} must be at least 1")
     if songs[Col.SONG].duplicated().any():
         raise ValueError(f"song_id {songs.loc[songs[Col.SONG].duplicated(), Col.SONG].iloc[0]!r} is there twice")
     cache = Path(cache_dir)
-    cache.mkdir(parents=True, exist_ok=True)
+    with lock(Workspace(cache), f"judging by {judge.name}"):
+        return _judge_all(songs, judge, cache, Path(root), batch_size, limit, attempts, progress)
+
+def _judge_all(
+    songs: pd.DataFrame, judge: Judge, cache: Path, root: Path, batch_size: int, limit: int | None, attempts: int, progress: bool
+) -> Judged:
     before, files = kept(cache, songs[Col.SONG], judge), FileHashes(cache / "files.parquet")
     known = Known({s: e["audio_hash"] for s, e in before.items()}, {}, files)
     titles = dict(zip(songs[Col.SONG], songs[Col.TITLE], strict=True)) if Col.TITLE in songs else {}
     done, waiting, most, tried = Judged(), [], batch_size, 0
     def look(item: tuple[str, Any]) -> Look:
-        return listen(*item, known, Path(root), cache / "downloads", judge.sampling_rate)
+        return listen(*item, known, root, cache / "downloads", judge.sampling_rate)
     bar = tqdm(total=len(songs), desc=judge.name, unit="song", disable=None if progress else True)
     for one in ahead(look, zip(songs[Col.SONG], songs[Col.AUDIO], strict=True), n_ahead=2 * batch_size, size=bytes_of):
         bar.update()

@@ -29,7 +29,10 @@ class Dice(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "The activation."
-        p = torch.sigmoid(self.norm(x.reshape(-1, x.shape[-1])).view(x.shape))
+        rows, norm = x.reshape(-1, x.shape[-1]), self.norm
+        alone = self.training and len(rows) < 2 # one row has no variance: as in use
+        z = F.batch_norm(rows, norm.running_mean, norm.running_var, eps=norm.eps) if alone else norm(rows)
+        p = torch.sigmoid(z.view(x.shape))
         return x * (p + self.alpha * (1 - p))
 
 # %% ../../nbs/61_recommenders.attention.ipynb #980b79e1
@@ -91,7 +94,11 @@ def logits(
     extra = torch.stack([mean, (mean.clamp(min=0) + .01).log(), same, n.log().expand_as(same) / 4, fits], -1)
     if net.mode == "linear":
         return net.wide(torch.cat([facts, extra], -1))
-    deep = net.act(net.deep(torch.cat([who, q, who * q, facts, extra], -1)))
+    deep, candidate = net.deep(torch.cat([who, q, who * q, facts, extra], -1)), items >= 0
+    if candidate.all():
+        deep = net.act(deep)
+    else: # empty places are nobody's, and tell nothing of where the data are
+        deep = torch.zeros_like(deep).index_put((candidate,), net.act(deep[candidate]))
     return net.wide(torch.cat([facts, extra], -1)) + net.last(F.dropout(deep, net.dropout, net.training))
 
 # %% ../../nbs/61_recommenders.attention.ipynb #0da30a7d

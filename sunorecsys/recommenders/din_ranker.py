@@ -220,7 +220,7 @@ def judgement(t: Teacher) -> float:
 def train(t: Teacher, epochs: int, seed: int, folder: Path | None, progress: bool | None, key: Any) -> Judged:
     "Train `epochs` epochs or, with something to be judged by, until it gets no better; the best weights are kept."
     c = t.config
-    judge = (lambda: judgement(t)) if len(t.asked) + len(t.kept) else None
+    judge = (lambda: judgement(t)) if len(t.asked) * t.clicks_tell + len(t.kept) else None
     with torch_threads(c.threads), threadpool_limits(1, "blas"):
         return train_network(t.net, t.optimizer, lambda rng: one_pass(t, rng), judge, epochs=epochs, patience=c.patience, seed=seed,
                              folder=folder, key=key, desc="din", progress=progress)
@@ -389,7 +389,7 @@ def raw_logits(model: DinRanker, history: History, items: np.ndarray, users: np.
 def pair_logits(model: DinRanker, history: History, items: np.ndarray, users: np.ndarray | None) -> np.ndarray: # float32 [U, K, 2]
     "Logits, that of a click calibrated."
     z = raw_logits(model, history, items, users)
-    z[..., 0] = z[..., 0] * np.float32(model.choice.slope) + model.arrays["intercept"]
+    z[..., 0] = np.where(items >= 0, z[..., 0] * np.float32(model.choice.slope) + model.arrays["intercept"], 0)
     return z
 
 # %% ../../nbs/62_recommenders.din_ranker.ipynb #3646538a
@@ -449,7 +449,8 @@ def fit_week(this: Run, out: Path, embeddings: Mapping[str, Vectors] | None = No
             return str(e), None
         model.save(target)
         if part == "validation":
-            choice = choice_after(model, interests, training_tables(this.folder, "final").get("impressions"), this.as_of)
+            shown = this.folder / "frozen" / "impressions.parquet"
+            choice = choice_after(model, interests, pd.read_parquet(shown) if shown.exists() else None, this.as_of)
             chosen = model
     return "", chosen
 

@@ -54,23 +54,26 @@ def lower_bound(difference: np.ndarray) -> float:
     n = len(difference)
     return float(difference.mean() - 1.96 * difference.std(ddof=1) / np.sqrt(n)) if n > 1 else -np.inf
 
-def loudest(h: Heldout, weights: np.ndarray, voice: int, least: float, k: int) -> np.ndarray: # float64 [3]
-    "`weights` with the largest weight of a voice for which, as for all smaller ones, NDCG less that of recall is surely ≥ `least`."
-    base, out = h.ndcg(h.features[..., 0], k), weights
+def loudest(h: Heldout, weights: np.ndarray, voice: int, margin: float | None, k: int) -> np.ndarray: # float64 [3]
+    """`weights` with the largest weight of a voice for which, as for all smaller ones, NDCG surely loses less than `margin` of itself;
+    margin None: surely gains, and of these the best."""
+    base, out = h.ndcg(h.features @ weights, k), weights
+    most = base.mean()
     for loud in LOUDNESS:
         new = weights.copy()
         new[voice] = loud
-        if lower_bound(h.ndcg(h.features @ new, k) - base) < least:
+        value = h.ndcg(h.features @ new, k)
+        if lower_bound(value - base) < (1e-9 if margin is None else -margin * base.mean()):
             break
-        out = new
+        if margin is not None or value.mean() > most:
+            out, most = new, value.mean()
     return out
 
 def chosen_weights(h: Heldout, margin: float, clicks: bool, k: int) -> np.ndarray: # float32 [3]
     "Weights of `FINE` from held-out plays; `clicks`: whether the click model knew clicks."
     plain = np.array([1.0, 0.0, 0.0])
-    w = loudest(h, plain, FINE.index("prompt"), 1e-9, k)
-    least = -margin * h.ndcg(h.features[..., 0], k).mean() if clicks else 1e-9
-    return loudest(h, w, FINE.index("din"), least, k).astype(np.float32)
+    w = loudest(h, plain, FINE.index("prompt"), None, k)
+    return loudest(h, w, FINE.index("din"), margin if clicks else None, k).astype(np.float32)
 
 # %% ../../nbs/71b_recommenders.fine_ranking.ipynb #585b927a
 def learn_fine(h: Heldout, fallback: Fine, *, margin: float, clicks: bool, k: int) -> tuple[Fine, Fine]:

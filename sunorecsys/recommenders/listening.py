@@ -117,8 +117,10 @@ def bare_songs(ids: Sequence[str] | pd.Index) -> pd.DataFrame:
     return pd.DataFrame({Col.SONG: ids, Col.CREATED: pd.Series(pd.NaT, range(len(ids)), dtype="datetime64[us, UTC]")})
 
 def created_at(songs: pd.DataFrame | None, ids: pd.Index) -> pd.Series: # by song_id, in the order of `ids`
-    "When songs were made; NaT where that is not known."
+    "When songs were made; NaT where that is not known. `ValueError` for a song that is there twice."
     known = bare_songs(ids) if songs is None or Col.CREATED not in songs else songs
+    if (twice := known[Col.SONG].duplicated()).any():
+        raise ValueError(f"songs: song_id {known.loc[twice, Col.SONG].iloc[0]!r} is there twice")
     return known.set_index(Col.SONG)[Col.CREATED].reindex(ids)
 
 # %% ../../nbs/40_recommenders.listening.ipynb #e521465c
