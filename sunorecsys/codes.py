@@ -61,6 +61,8 @@ def utc(t: pd.Timestamp | datetime | str) -> pd.Timestamp:
     if isinstance(t, int | float):
         raise ValueError(f"{t!r} is a number and no time: say pd.Timestamp({t!r}, unit='s') or which unit it is in")
     t = pd.Timestamp(t)
+    if pd.isna(t):
+        raise ValueError("a time is needed, and none is given (as_of is missing, or NaT)")
     return (t.tz_localize("UTC") if t.tz is None else t.tz_convert("UTC")).as_unit("us")
 
 def microseconds(t: pd.Timestamp | datetime | str) -> int:
@@ -98,13 +100,17 @@ def encode_log(interactions: pd.DataFrame, users: IdMap | None = None, items: Id
     "Code a validated `interactions` table; events of users or songs outside given maps are dropped."
     users = IdMap(interactions[Col.USER]) if users is None else users
     items = IdMap(interactions[Col.SONG]) if items is None else items
+    kind = pd.Index(INTERACTION_TYPES).get_indexer(interactions[Col.TYPE]).astype(np.int8)
+    if (kind < 0).any():
+        odd = interactions[Col.TYPE].iloc[int((kind < 0).argmax())]
+        raise ValueError(f"interactions: interaction_type {odd!r} is none of {', '.join(INTERACTION_TYPES)}")
     log = CodedLog(
         users, items, users.encode(interactions[Col.USER]), items.encode(interactions[Col.SONG]), as_microseconds(interactions[Col.TIME]),
-        pd.Index(INTERACTION_TYPES).get_indexer(interactions[Col.TYPE]).astype(np.int8),
-        interactions[Col.WEIGHT].clip(upper=1e30).to_numpy(np.float32))  # a float32 holds no more than 3e38
+        kind, interactions[Col.WEIGHT].clip(upper=1e30).to_numpy(np.float32))  # a float32 holds no more than 3e38
     known = (log.user_idx >= 0) & (log.item_idx >= 0)
     return log if known.all() else log.take(known)
 
+# %% ../nbs/05_codes.ipynb #d46ae83f
 def no_plays(items: IdMap) -> CodedLog:
     "A log in which nothing happened."
     return CodedLog(IdMap([]), items, *(np.empty(0, t) for t in (np.int32, np.int32, np.int64, np.int8, np.float32)))
@@ -278,8 +284,8 @@ def in_blocks(work: Callable[[int], None], n: int, step: int) -> None:
 # %% ../nbs/05_codes.ipynb #d9be24ae
 def fair_draws(user: np.ndarray, item: np.ndarray, seed: int) -> np.ndarray: # float32, as user and item broadcast
     "Numbers in [0, 1), multiples of 2⁻²⁴, that depend on the two codes and the seed alone."
-    u, i = (np.asarray(a).astype(np.int64).astype(np.uint64) for a in (user, item))
+    u, i, s = (np.asarray(a).astype(np.int64).astype(np.uint64) for a in (user, item, (seed + 2**63) % 2**64 - 2**63))
     with np.errstate(over="ignore"):
-        z = (u * np.uint64(0x9E3779B97F4A7C15)) ^ (i * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(seed) * np.uint64(0xD6E8FEB86659FD93))
+        z = (u * np.uint64(0x9E3779B97F4A7C15)) ^ (i * np.uint64(0xBF58476D1CE4E5B9) + s * np.uint64(0xD6E8FEB86659FD93))
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0x94D049BB133111EB)
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)

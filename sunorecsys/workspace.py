@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
     "Read JSON; a damaged file is named in the error."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e: # what is no JSON or no UTF-8, numbers of thousands of digits, a hundred thousand brackets
         raise ValueError(f"{path} is damaged: {e}; delete it to have it made again") from None
 
 # %% ../nbs/02_workspace.ipynb #eb833bf5

@@ -55,7 +55,7 @@ def two_interests(seed=0, users=150, songs=160, weeks=6):
     tables["songs"] = validate(pd.DataFrame({Col.SONG: ids, Col.TITLE: ids}), "songs")[0]
     x = listen(tables["interactions"], tables["songs"], AS_OF)
     place = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-    known = SimpleNamespace(x=x, config=InterestsConfig(), arrays={
+    known = SimpleNamespace(as_of=AS_OF, x=x, config=InterestsConfig(), arrays={
         "features": place, "own": np.zeros((1, songs, 0), np.float32), "log_z": np.zeros((1, 500), np.float32),
         "points": rng.standard_normal((1, 500, 2)).astype(np.float32)})
     asked = np.tile(np.arange(songs, dtype=np.int32), (users, 1))

@@ -55,6 +55,7 @@ def share_of_way(value: np.ndarray, floor: np.ndarray, top: np.ndarray, n_resamp
     draws = share(np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), n_resamples).astype(float))
     return float(share(np.ones(n))), *map(float, np.quantile(draws, [.025, .975]))
 
+# %% ../../nbs/84c_evaluation.sequencing.ipynb #cd34b4a0
 def mean_clicks(codes: np.ndarray, clicks: np.ndarray) -> np.ndarray: # float64 [Q]
     "Mean chance of a click [Q, items] over the songs of each list [Q, n]; −1 = none, 0 for an empty list."
     there = codes >= 0

@@ -52,7 +52,7 @@ def encode_impressions(impressions: pd.DataFrame | None, users: IdMap, items: Id
     if impressions is None:
         return Shown(*(np.empty(0, t) for t in (np.int32, np.int32, np.int64, np.int64, bool)))
     i = impressions
-    position = i[Col.POSITION].to_numpy(np.int64).clip(0, LAST)
+    position = i[Col.POSITION].clip(0, LAST).to_numpy(np.int64)
     out = Shown(users.encode(i[Col.USER]), items.encode(i[Col.SONG]), as_microseconds(i[Col.TIME]), position,
                 i[Col.CLICKED].to_numpy(np.int64) > 0)
     return out.take((out.user >= 0) & (out.item >= 0) & (out.time < microseconds(as_of)) & (out.time != UNDATED))

@@ -121,6 +121,7 @@ def judge_songs(
     with lock(Workspace(cache), f"judging by {judge.name}"):
         return _judge_all(songs, judge, cache, Path(root), batch_size, limit, attempts, progress)
 
+# %% ../../nbs/51b_quality.judging.ipynb #1a21930b
 def _judge_all(
     songs: pd.DataFrame, judge: Judge, cache: Path, root: Path, batch_size: int, limit: int | None, attempts: int, progress: bool
 ) -> Judged:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'plain_reasons', 'long_table', 'unseen_popular',
-           'fill', 'Query', 'stored_seeds', 'given_history', 'ask', 'exclusions', 'barred_songs', 'MissingInput',
-           'Hooks', 'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal', 'unseal',
-           'save_model', 'load_model', 'Recommender', 'Configured', 'Popularity', 'Random', 'with_yardsticks',
-           'fit_channels']
+           'fill', 'Query', 'stored_seeds', 'names_of', 'checked_n', 'given_history', 'ask', 'exclusions',
+           'barred_songs', 'MissingInput', 'Hooks', 'score_block', 'show_filled', 'show', 'show_all', 'similar_table',
+           'sealed', 'seal', 'unseal', 'save_model', 'load_model', 'Recommender', 'Configured', 'Popularity', 'Random',
+           'with_yardsticks', 'fit_channels']
 
 # %% ../../nbs/40b_recommenders.base.ipynb #3749c061
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -24,7 +24,7 @@ from scipy import sparse
 from ..codes import Candidates, History, IdMap, encode_log, fair_draws, strengths, top_k, utc
 from ..config import Config, HistoryConfig
 from ..data.splits import before, training_tables
-from ..schema import Col, validate
+from ..schema import READERS, Col, validate
 from ..stages import Run
 from ..workspace import file_hash, read_json, write_json
 from .listening import Listening, listen, load_listening, save_listening, seeds, write_arrays
@@ -93,10 +93,31 @@ def stored_seeds(x: Listening, users: np.ndarray) -> History:
     return History(np.where(users[:, None] < 0, -1, h.item_idx).astype(np.int32), h.weight)
 
 # %% ../../nbs/40b_recommenders.base.ipynb #9fbcc1e0
+def names_of(ids: Iterable[Any], what: str) -> list[str]:
+    "Ids as tables read them (text, stripped; 7 is '7'); `ValueError` names the argument and the entry that is none."
+    if isinstance(ids, pd.DataFrame) or not isinstance(ids, Iterable):
+        raise ValueError(f"{what} is of type {type(ids).__name__}; give a list of ids")
+    ids = list(ids)
+    read = [READERS["id"](pd.Series([i], dtype=object))[0].iloc[0] if not isinstance(i, str) or i != i.strip() else i for i in ids]
+    for at, (i, text) in enumerate(zip(ids, read, strict=True)):
+        if not isinstance(text, str) or not text or isinstance(i, bool) or np.ndim(i):
+            raise ValueError(f"{what}: entry {at} ({i!r}) is no id")
+    return read
+
+def checked_n(n: Any, x: Listening) -> int:
+    "A number of songs, at most those that there are; `ValueError` for what is none."
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"n is {n!r}; it must be a whole number, at least 1")
+    return min(int(n), max(len(x.items), 1))
+
 def given_history(
     x: Listening, names: np.ndarray, plays: pd.DataFrame, as_of: pd.Timestamp | None, config: HistoryConfig
 ) -> tuple[History, sparse.csr_matrix]:
     "(seeds, seen) of the named listeners from a table of plays (validated here) instead of the fitted log."
+    if not isinstance(plays, pd.DataFrame):
+        raise ValueError(f"history is of type {type(plays).__name__}; give a table with user_id, song_id and, if known, timestamp")
+    if (twice := plays.columns[plays.columns.duplicated()]).size:
+        raise ValueError(f"history: column {twice[0]!r} is there twice")
     full = validate(plays, "interactions", source="history")[0]
     end = pd.Timestamp.now("UTC") + pd.Timedelta(days=1) if as_of is None else as_of
     users = IdMap(names)
@@ -115,19 +136,21 @@ def ask(
         raise ValueError("give exactly one of user_id, user_ids and song_ids")
     if isinstance(user_ids, str):
         raise ValueError(f"user_ids is one string; write user_id={user_ids!r} or a list")
+    if history is not None and song_ids is not None:
+        raise ValueError("history is what a listener played; it does not go with song_ids")
     at = None if at is None else utc(at)
     if at is not None and at < as_of:
         raise ValueError(f"the model knows plays up to {as_of:%Y-%m-%d} and cannot answer as of {at:%Y-%m-%d}; load an older run")
     def unseen(n: int) -> sparse.csr_matrix:
         return sparse.csr_matrix((n, len(x.items)), dtype=bool)
     if song_ids is not None:
-        song_ids = [song_ids] if isinstance(song_ids, str) else list(dict.fromkeys(song_ids))
-        codes = x.items.encode(list(song_ids))
+        song_ids = list(dict.fromkeys(names_of([song_ids] if isinstance(song_ids, str) else song_ids, "song_ids")))
+        codes = x.items.encode(song_ids)
         if (codes < 0).all():
             raise ValueError(f"none of the seed songs is in the catalogue: {', '.join(map(str, song_ids))}")
         items = codes[codes >= 0][None, :]
         return Query(np.array([SEEDS], object), np.array([-1], np.int32), History(items, np.ones(items.shape, np.float32)), unseen(1))
-    names = np.array([user_id] if user_ids is None else list(user_ids), object)
+    names = np.array(names_of([user_id], "user_id") if user_ids is None else names_of(user_ids, "user_ids"), object)
     codes = x.users.encode(names)
     if history is None:
         return Query(names, codes, stored_seeds(x, codes), unseen(len(names)))
@@ -147,7 +170,7 @@ def barred_songs(x: Listening, history: History, song_ids: Sequence[str], creato
     "bool CSR [U, items]: songs named, and those by creators (int32 per item code, −1 = unknown) of a listener's seeds."
     if isinstance(song_ids, str):
         raise ValueError(f"exclude_song_ids is one string; write [{song_ids!r}]")
-    shape, named = (len(history.item_idx), len(x.items)), x.items.encode(list(song_ids))
+    shape, named = (len(history.item_idx), len(x.items)), x.items.encode(names_of(song_ids, "exclude_song_ids"))
     row = np.zeros(shape[1], bool)
     row[named[named >= 0]] = True
     out = sparse.csr_matrix(np.ones((shape[0], 1), bool)) @ sparse.csr_matrix(row[None, :])
@@ -191,6 +214,13 @@ class Hooks:
     def _plays(self, names: list[str | None], as_of: pd.Timestamp | None) -> pd.DataFrame | None:
         "What stands for listeners instead of the fitted log, where there is something newer."
         return None
+
+    def _plays_of(self, user_id: str, as_of: pd.Timestamp | None = None) -> pd.DataFrame | None:
+        return self._plays(names_of([user_id], "user_id"), as_of)
+
+    def _n(self, n: int | None) -> int:
+        "A number of songs that was asked for, checked."
+        return checked_n(self.default_n if n is None else n, self.x)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {}
@@ -236,8 +266,6 @@ def show(model: "Recommender", q: Query, n: int, exclude: sparse.csr_matrix) -> 
 
 def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool, barred: sparse.csr_matrix) -> pd.DataFrame:
     "The public table, batch by batch, so that memory does not grow with the number of listeners."
-    if n < 1:
-        raise ValueError(f"n is {n}; a list has at least one song")
     parts = []
     for i in range(0, max(len(q.codes), 1), model.batch):
         b = q[i:i + model.batch]
@@ -248,9 +276,7 @@ def show_all(model: "Recommender", q: Query, n: int, exclude_seen: bool, barred:
 # %% ../../nbs/40b_recommenders.base.ipynb #3f4827ae
 def similar_table(model: "Recommender", song_ids: Sequence[str], n: int) -> pd.DataFrame:
     "Nearest songs as a table; `KeyError` names the songs that the model does not know."
-    song_ids = [song_ids] if isinstance(song_ids, str) else list(song_ids)
-    if n < 1:
-        raise ValueError(f"n is {n}; ask for one song or more")
+    song_ids, n = names_of([song_ids] if isinstance(song_ids, str) else song_ids, "song_ids"), model._n(n)
     codes = model.x.items.encode(song_ids)
     if (codes < 0).any():
         raise KeyError(f"not in the catalogue: {', '.join(s for s, c in zip(song_ids, codes, strict=True) if c < 0)}")
@@ -280,6 +306,8 @@ def unseal(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / MANIFEST).exists():
         raise FileNotFoundError(f"no saved {name} in {folder} ({MANIFEST} is not there)")
     m = read_json(folder / MANIFEST)
+    if not isinstance(m, dict):
+        raise ValueError(f"{folder / MANIFEST} is no manifest; run 'sunorecsys weekly', or fit and save the model again")
     if m.get("class") != name:
         raise ValueError(f"{folder} holds a {m.get('class')}, not a {name}")
     if m.get("format") != FORMAT or "files" not in m:
@@ -349,11 +377,13 @@ class Recommender(Hooks):
                   exclude_song_ids: Sequence[str] = (), exclude_same_creator: bool = False) -> pd.DataFrame:
         """n songs (default 30) with reasons for one listener, many, or a virtual one from seed songs; columns of the public table.
         `exclude_same_creator` leaves out songs by the creators of the seeds."""
-        if history is None and song_ids is None:
-            history = self._plays([user_id] if user_ids is None else list(user_ids), as_of)
+        if user_ids is not None and not isinstance(user_ids, str):
+            user_ids = names_of(user_ids, "user_ids") # once, for it may be read only once
+        if history is None and song_ids is None and not isinstance(user_ids, str) and (user_id is None) != (user_ids is None):
+            history = self._plays_of(user_id, as_of) if user_ids is None else self._plays(user_ids, as_of)
         q = ask(self.x, self.as_of, self.history, user_id=user_id, user_ids=user_ids, song_ids=song_ids, history=history, at=as_of)
         barred = barred_songs(self.x, q.history, exclude_song_ids, self._creators() if exclude_same_creator else None)
-        return show_all(self, q, self.default_n if n is None else n, exclude_seen, barred)
+        return show_all(self, q, self._n(n), exclude_seen, barred)
 
     def similar(self, song_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         "The n songs nearest to each given one: columns seed, rank, song_id, score. `KeyError` names an unknown song."

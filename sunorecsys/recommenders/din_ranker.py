@@ -74,6 +74,8 @@ def song_kind(songs: pd.DataFrame, items: IdMap) -> np.ndarray: # float32 [I, 1 
 def tastes_by_week(interests: Interests, n: int, c: DinConfig, as_of: pd.Timestamp) -> tuple[np.ndarray, np.ndarray]:
     "(tastes of listeners float32 [n + 1, U, k], 0 = now; places of songs float32 [I, k])."
     x, m = interests.x, interests.arrays
+    if interests.as_of > as_of:
+        raise ValueError(f"the interests know plays up to {interests.as_of:%Y-%m-%d}, and the click model those up to {as_of:%Y-%m-%d}")
     if not c.use_interests:
         return np.zeros((n + 1, len(x.users), 1), np.float32), np.zeros((len(x.items), 1), np.float32)
     places, points = taste_space(m)
@@ -123,6 +125,8 @@ def lessons_of(
     week = weeks_back(past.shown.time, as_of)
     lists = lists_of(past.shown.take((week > 0) & (week <= n) & exists[(week - 1).clip(0, n - 1), past.shown.item]), as_of, n)
     plays = first_plays(past.log, as_of, n)
+    if not len(plays[0]) and not len(lists.week):
+        raise MissingInput("din needs plays or impressions, and there are only skips")
     known = exists[plays[0] - 1, plays[2]] # a song of Wednesday could not be on Monday's list, nor among the songs drawn beside
     return Lessons(items, weight, scaled, *tastes_by_week(interests, n, c, as_of), lists, tuple(a[known] for a in plays), exists)
 

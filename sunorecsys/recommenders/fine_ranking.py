@@ -57,6 +57,8 @@ def lower_bound(difference: np.ndarray) -> float:
 def loudest(h: Heldout, weights: np.ndarray, voice: int, margin: float | None, k: int) -> np.ndarray: # float64 [3]
     """`weights` with the largest weight of a voice for which, as for all smaller ones, NDCG surely loses less than `margin` of itself;
     margin None: surely gains, and of these the best."""
+    if not h.features[..., voice][h.there].any(): # it says nothing
+        return weights
     base, out = h.ndcg(h.features @ weights, k), weights
     most = base.mean()
     for loud in LOUDNESS:
@@ -69,15 +71,20 @@ def loudest(h: Heldout, weights: np.ndarray, voice: int, margin: float | None, k
             out, most = new, value.mean()
     return out
 
+# %% ../../nbs/71b_recommenders.fine_ranking.ipynb #5c20fe1e
 def chosen_weights(h: Heldout, margin: float, clicks: bool, k: int) -> np.ndarray: # float32 [3]
     "Weights of `FINE` from held-out plays; `clicks`: whether the click model knew clicks."
     plain = np.array([1.0, 0.0, 0.0])
+    if not len(h.users):
+        return plain.astype(np.float32)
     w = loudest(h, plain, FINE.index("prompt"), None, k)
     return loudest(h, w, FINE.index("din"), margin if clicks else None, k).astype(np.float32)
 
 # %% ../../nbs/71b_recommenders.fine_ranking.ipynb #585b927a
 def learn_fine(h: Heldout, fallback: Fine, *, margin: float, clicks: bool, k: int) -> tuple[Fine, Fine]:
     "(weights from all listeners, folded ones) by NDCG@k; `fallback` twice where fewer than `LEAST` listeners found any candidate."
+    if not np.isfinite(h.features).all():
+        raise ValueError(f"what {FINE[int((~np.isfinite(h.features)).any(axis=(0, 1)).argmax())]} says of a candidate is no number")
     h = h.take(np.flatnonzero(h.n_relevant > 0))
     if (h.played & h.there).any(axis=1).sum() < LEAST:
         return fallback, fallback

@@ -221,6 +221,8 @@ def fit_quality(model: "HybridRecommender", *, songs: pd.DataFrame | None = None
 def fit_parts(model: "HybridRecommender", **tables: Any) -> None:
     "Fit every channel that has its inputs, and the quality filter; the blend is the configured one."
     fitted, absent, songs = {}, {}, tables.get("songs")
+    if not len(model.x.items):
+        raise MissingInput(f"no song exists before {model.as_of:%Y-%m-%d}")
     for name, cls in CHANNELS.items():
         try:
             one = cls(**model.parts[name], history=model.history, random_state=model.random_state)
@@ -326,7 +328,7 @@ def one_recall(
     model: HybridRecommender, user_id: str | None, song_ids: Sequence[str] | None
 ) -> tuple[pd.DataFrame | None, Query, Candidates]:
     "(plays that stand for one listener instead of the fitted ones, the question, stage 1's answer), as `recommend` asks it."
-    live = None if song_ids is not None else model._plays([user_id], None)
+    live = None if song_ids is not None or user_id is None else model._plays_of(user_id)
     q = ask(model.x, model.as_of, model.history, user_id=user_id, song_ids=song_ids, history=live)
     return live, q, recall(model, q.codes, q.history, exclusions(model.x, q.codes, q.history, q.seen))
 
@@ -336,15 +338,16 @@ def trace(
 ) -> dict[str, Any]:
     "Stage by stage for one listener: `seeds`, `recall` (five best a channel), `counts`, `removed`, `threshold`, `absent`, `playlist`."
     live, q, block = one_recall(model, user_id, song_ids)
-    r = ranked(model, block, q.history, n or model.config.n)
+    n = model._n(n)
+    r = ranked(model, block, q.history, n)
     best = {name: m.recommend(user_id, song_ids=song_ids, n=5, history=live) for name, m in model.channels.items()}
     top = {name: t[t[Col.CHANNEL] == name] for name, t in best.items()}
     found = {name: int(np.isfinite(block.scores[..., c]).sum()) for c, name in enumerate(block.channels)}
     counts = {**{f"recall: {name}": k for name, k in found.items()}, "recall: union": int(r.recalled[0]),
               "coarse: removed by quality": int(r.recalled[0] - r.passed[0]), "coarse: passed": int(r.passed[0]),
-              "fine: ranked": int((best_of_recall(model, block, n or model.config.n).items >= 0).sum()),
+              "fine: ranked": int((best_of_recall(model, block, n).items >= 0).sum()),
               "re-ranked: in the list": int((r.items >= 0).sum())}
-    seeds, stays = q.history.item_idx[0], passed(model, block, n or model.config.n)[0]
+    seeds, stays = q.history.item_idx[0], passed(model, block, n)[0]
     lost = model.x.items.decode(block.item_idx[0][(block.item_idx[0] >= 0) & ~stays]).tolist()
     return {"seeds": model.x.items.decode(seeds[seeds >= 0])[::-1].tolist(), "recall": top, "counts": counts,
             "removed": lost, "threshold": model.quality.threshold if model.config.use_quality_filter else None,

@@ -116,7 +116,8 @@ class QualityFilter:
         score, exempt = self.per_item(items)
         codes = items.encode(song_ids)
         stay = keep_best(codes[None, :], score, exempt, self.threshold, at_least)[0]
-        mean = float(score[codes].mean()) if len(codes) else float("nan")
+        known = codes[codes >= 0]
+        mean = float(score[known].mean()) if len(known) else float("nan")
         stats = {"threshold": self.threshold, "mean": mean, "passed": int(stay.sum()), "filtered": int((~stay).sum())}
         return [s for s, ok in zip(song_ids, stay, strict=True) if ok], stats
 

@@ -193,7 +193,10 @@ def list_order(
     cold_share: float = 0.0,
     draws: np.ndarray | None = None, # float [U, exploring places]
 ) -> tuple[np.ndarray, np.ndarray]: # int64, float32 [U, min(n, K)]
-    "(which candidates make the list, and in which order; their propensities)."
+    "(which candidates make the list, and in which order; their propensities). `ValueError` for a score that is no number."
+    if (odd := (items >= 0) & ~np.isfinite(score)).any():
+        u, at = (int(a[0]) for a in np.nonzero(odd))
+        raise ValueError(f"row {u}, candidate {at}: the score is {score[u, at]}, and no order can be made of it")
     mine = np.where(items >= 0, about.twins[items], -1)
     again = earlier_in_group(mine) > 0
     maker = np.where((items >= 0) & ~again, about.creators[items], -1)
