@@ -284,7 +284,8 @@ def in_blocks(work: Callable[[int], None], n: int, step: int) -> None:
 # %% ../nbs/05_codes.ipynb #d9be24ae
 def fair_draws(user: np.ndarray, item: np.ndarray, seed: int) -> np.ndarray: # float32, as user and item broadcast
     "Numbers in [0, 1), multiples of 2⁻²⁴, that depend on the two codes and the seed alone."
-    u, i, s = (np.asarray(a).astype(np.int64).astype(np.uint64) for a in (user, item, (seed + 2**63) % 2**64 - 2**63))
+    u, i = (np.asarray(a).astype(np.int64).astype(np.uint64) for a in (user, item))
+    s = np.uint64(seed % 2**64)
     with np.errstate(over="ignore"):
         z = (u * np.uint64(0x9E3779B97F4A7C15)) ^ (i * np.uint64(0xBF58476D1CE4E5B9) + s * np.uint64(0xD6E8FEB86659FD93))
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0x94D049BB133111EB)

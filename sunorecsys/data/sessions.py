@@ -48,7 +48,7 @@ def find_sessions(log: CodedLog, gap_minutes: float = 30) -> Sessions:
     once = np.unique(number * n + item, return_index=True)[1]
     start = np.flatnonzero(np.diff(number, prepend=-1))
     played = sparse.csr_matrix((worth[once], (number[once], item[once])), shape=(len(start), len(log.items)))
-    return Sessions(user[start].astype(np.int32), time[np.append(start[1:], len(time))[:len(start)] - 1], played)
+    return Sessions(user[start].astype(np.int32), time[np.flatnonzero(np.diff(number, append=-1))], played)
 
 # %% ../../nbs/18_data.sessions.ipynb #4506f42b
 def responsibilities(likelihood: np.ndarray, theta: np.ndarray, who: np.ndarray) -> np.ndarray: # float32 [S, M], rows sum to 1

@@ -22,7 +22,7 @@ from ..recommenders.rerank import genre_mix
 from ..schema import Col
 from ..workspace import WEEK, boundary
 from .ceiling import click_chances
-from .lists import intra_list_diversity, miscalibration
+from .lists import intra_list_diversity, mean_over_list, miscalibration
 from .metrics import coverage, evaluate, mean_interval
 from .protocol import Question
 
@@ -78,13 +78,11 @@ def stage_values(
     "What every stage does to what its lists are for."
     mix, rows = genre_mix(history, genres), []
     for stage, codes in lists.items():
-        there, n = codes >= 0, codes.shape[1]
-        def mean(value: np.ndarray, there: np.ndarray = there) -> np.ndarray: # [Q]
-            return np.divide((value * there).sum(1), there.sum(1), out=np.full(len(there), np.nan), where=there.any(1))
-        each = {f"NDCG@{n}": evaluate(codes, q.truth, ks=(n,))["NDCG", n].to_numpy(), "new songs": mean(fresh[codes]),
+        n = codes.shape[1]
+        each = {f"NDCG@{n}": evaluate(codes, q.truth, ks=(n,))["NDCG", n].to_numpy(), "new songs": mean_over_list(codes, fresh),
                 "distance from genres": miscalibration(codes, genres, mix)}
         if clicks is not None:
-            each["clicks (simulated)"] = mean(np.take_along_axis(clicks, np.maximum(codes, 0), 1))
+            each["clicks (simulated)"] = mean_over_list(codes, clicks)
         if vectors is not None:
             each["diversity"] = intra_list_diversity(codes, vectors)
         rows += [{"stage": stage, "measure": m, **dict(zip(("mean", "low", "high"), mean_interval(v[np.isfinite(v)])[:3], strict=True))}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..embeddings.content import FileHashes, Known, Look, listen
 from ..embeddings.extract import ahead, bytes_of
-from ..schema import Col
+from ..schema import Col, each_once
 from ..workspace import Workspace, lock, read_json, read_record, write_json
 from .engagement import is_score
 
@@ -115,8 +115,7 @@ def judge_songs(
     "Scores of every song's sound, each kept in `cache_dir` as soon as it is there; called again, it goes on. `Locked`: somebody is at it."
     if min(batch_size, attempts) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size {batch_size}, attempts {attempts} and limit {limit} must be at least 1")
-    if songs[Col.SONG].duplicated().any():
-        raise ValueError(f"song_id {songs.loc[songs[Col.SONG].duplicated(), Col.SONG].iloc[0]!r} is there twice")
+    each_once(songs)
     cache = Path(cache_dir)
     with lock(Workspace(cache), f"judging by {judge.name}"):
         return _judge_all(songs, judge, cache, Path(root), batch_size, limit, attempts, progress)

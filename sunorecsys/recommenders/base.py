@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FORMAT', 'MANIFEST', 'ABSENT', 'LIBRARIES', 'Reasons', 'plain_reasons', 'long_table', 'unseen_popular',
-           'fill', 'Query', 'stored_seeds', 'names_of', 'checked_n', 'given_history', 'ask', 'exclusions',
-           'barred_songs', 'MissingInput', 'Hooks', 'score_block', 'show_filled', 'show', 'show_all', 'similar_table',
-           'sealed', 'seal', 'unseal', 'save_model', 'load_model', 'Recommender', 'Configured', 'Popularity', 'Random',
-           'with_yardsticks', 'fit_channels']
+           'fill', 'Query', 'stored_seeds', 'names_of', 'given_history', 'ask', 'exclusions', 'barred_songs',
+           'MissingInput', 'Hooks', 'score_block', 'show_filled', 'show', 'show_all', 'similar_table', 'sealed', 'seal',
+           'unseal', 'save_model', 'load_model', 'Recommender', 'Configured', 'Popularity', 'Random', 'with_yardsticks',
+           'fit_channels']
 
 # %% ../../nbs/40b_recommenders.base.ipynb #3749c061
 import importlib.metadata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -97,18 +97,14 @@ def names_of(ids: Iterable[Any], what: str) -> list[str]:
     "Ids as tables read them (text, stripped; 7 is '7'); `ValueError` names the argument and the entry that is none."
     if isinstance(ids, pd.DataFrame) or not isinstance(ids, Iterable):
         raise ValueError(f"{what} is of type {type(ids).__name__}; give a list of ids")
-    ids = list(ids)
-    read = [READERS["id"](pd.Series([i], dtype=object))[0].iloc[0] if not isinstance(i, str) or i != i.strip() else i for i in ids]
-    for at, (i, text) in enumerate(zip(ids, read, strict=True)):
-        if not isinstance(text, str) or not text or isinstance(i, bool) or np.ndim(i):
-            raise ValueError(f"{what}: entry {at} ({i!r}) is no id")
-    return read
-
-def checked_n(n: Any, x: Listening) -> int:
-    "A number of songs, at most those that there are; `ValueError` for what is none."
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n is {n!r}; it must be a whole number, at least 1")
-    return min(int(n), max(len(x.items), 1))
+    out = list(ids)
+    odd = [at for at, i in enumerate(out) if not isinstance(i, str) or not i or i != i.strip()]
+    read = READERS["id"](pd.Series([out[at] for at in odd], dtype=object))[0] if odd else []
+    for at, text in zip(odd, read, strict=True):
+        if not isinstance(text, str) or isinstance(out[at], bool) or np.ndim(out[at]):
+            raise ValueError(f"{what}: entry {at} ({out[at]!r}) is no id")
+        out[at] = text
+    return out
 
 def given_history(
     x: Listening, names: np.ndarray, plays: pd.DataFrame, as_of: pd.Timestamp | None, config: HistoryConfig
@@ -130,8 +126,10 @@ def given_history(
 def ask(
     x: Listening, as_of: pd.Timestamp, config: HistoryConfig, *, user_id: str | None = None, user_ids: Sequence[str] | None = None,
     song_ids: Sequence[str] | None = None, history: pd.DataFrame | None = None, at: pd.Timestamp | None = None,
+    newer: Callable[[list[str], pd.Timestamp | None], pd.DataFrame | None] | None = None,
 ) -> Query:
-    "Resolve the public arguments of `recommend`; exactly one of user_id, user_ids and song_ids must be given."
+    """Resolve the public arguments of `recommend`; exactly one of user_id, user_ids and song_ids must be given. `newer` (names, at): what
+    stands for listeners where no `history` is given, or None."""
     if sum(a is not None for a in (user_id, user_ids, song_ids)) != 1:
         raise ValueError("give exactly one of user_id, user_ids and song_ids")
     if isinstance(user_ids, str):
@@ -150,8 +148,9 @@ def ask(
             raise ValueError(f"none of the seed songs is in the catalogue: {', '.join(map(str, song_ids))}")
         items = codes[codes >= 0][None, :]
         return Query(np.array([SEEDS], object), np.array([-1], np.int32), History(items, np.ones(items.shape, np.float32)), unseen(1))
-    names = np.array(names_of([user_id], "user_id") if user_ids is None else names_of(user_ids, "user_ids"), object)
-    codes = x.users.encode(names)
+    told = names_of([user_id], "user_id") if user_ids is None else names_of(user_ids, "user_ids")
+    names, codes = np.array(told, object), x.users.encode(told)
+    history = newer(told, at) if history is None and newer else history
     if history is None:
         return Query(names, codes, stored_seeds(x, codes), unseen(len(names)))
     return Query(names, codes, *given_history(x, names, history, at, config))
@@ -219,8 +218,11 @@ class Hooks:
         return self._plays(names_of([user_id], "user_id"), as_of)
 
     def _n(self, n: int | None) -> int:
-        "A number of songs that was asked for, checked."
-        return checked_n(self.default_n if n is None else n, self.x)
+        "A number of songs that was asked for, at most those that there are; `ValueError` for what is none."
+        n = self.default_n if n is None else n
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n is {n!r}; it must be a whole number, at least 1")
+        return min(int(n), max(len(self.x.items), 1))
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {}
@@ -377,11 +379,8 @@ class Recommender(Hooks):
                   exclude_song_ids: Sequence[str] = (), exclude_same_creator: bool = False) -> pd.DataFrame:
         """n songs (default 30) with reasons for one listener, many, or a virtual one from seed songs; columns of the public table.
         `exclude_same_creator` leaves out songs by the creators of the seeds."""
-        if user_ids is not None and not isinstance(user_ids, str):
-            user_ids = names_of(user_ids, "user_ids") # once, for it may be read only once
-        if history is None and song_ids is None and not isinstance(user_ids, str) and (user_id is None) != (user_ids is None):
-            history = self._plays_of(user_id, as_of) if user_ids is None else self._plays(user_ids, as_of)
-        q = ask(self.x, self.as_of, self.history, user_id=user_id, user_ids=user_ids, song_ids=song_ids, history=history, at=as_of)
+        q = ask(self.x, self.as_of, self.history, user_id=user_id, user_ids=user_ids, song_ids=song_ids, history=history, at=as_of,
+                newer=self._plays)
         barred = barred_songs(self.x, q.history, exclude_song_ids, self._creators() if exclude_same_creator else None)
         return show_all(self, q, self._n(n), exclude_seen, barred)
 

@@ -285,7 +285,7 @@ class DinRanker:
     choice: Choice
     judged: Judged
     listeners: str # hash of the id map whose codes `users` are
-    arrays: dict[str, np.ndarray] # see above
+    arrays: dict[str, np.ndarray] # by name, as the notebook's "The class" lists them
 
     def __init__(self, *, history: HistoryConfig | dict[str, Any] | None = None, random_state: int = 0, **settings: Any):
         checked = Config(history=history or {}, random_state=random_state, din=settings)

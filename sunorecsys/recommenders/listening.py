@@ -21,7 +21,7 @@ from ..config import HistoryConfig
 from ..data.sessions import Sessions, find_sessions
 from ..data.splits import before
 from ..data.user_history import newest_plays, weekly_mix
-from ..schema import INTERACTION_TYPES, Col
+from ..schema import INTERACTION_TYPES, Col, each_once
 from ..workspace import WEEK, atomic, write_table
 
 # %% ../../nbs/40_recommenders.listening.ipynb #258a3234
@@ -119,8 +119,7 @@ def bare_songs(ids: Sequence[str] | pd.Index) -> pd.DataFrame:
 def created_at(songs: pd.DataFrame | None, ids: pd.Index) -> pd.Series: # by song_id, in the order of `ids`
     "When songs were made; NaT where that is not known. `ValueError` for a song that is there twice."
     known = bare_songs(ids) if songs is None or Col.CREATED not in songs else songs
-    if (twice := known[Col.SONG].duplicated()).any():
-        raise ValueError(f"songs: song_id {known.loc[twice, Col.SONG].iloc[0]!r} is there twice")
+    each_once(known)
     return known.set_index(Col.SONG)[Col.CREATED].reindex(ids)
 
 # %% ../../nbs/40_recommenders.listening.ipynb #e521465c

@@ -89,7 +89,8 @@ def _marginal(
     there, row = items >= 0, np.arange(len(items))
     x = vectors[np.maximum(items, 0)] * there[..., None]
     known = x.any(axis=-1)
-    blank = there & ~known
+    blank, n_known = there & ~known, np.maximum(known.sum(1, keepdims=True), 1)
+    some_blank = blank.any()
     worth = (1 - variety) * standardised(score, there)
     worth = np.where(there, worth - 1e3 * late, -1e6 - np.arange(items.shape[1])) # none: last, in their order
     like, taken, had = np.zeros(items.shape, np.float32), np.zeros(items.shape, bool), np.zeros(items.shape, np.float32)
@@ -102,8 +103,8 @@ def _marginal(
             had += genre == genre[row, best][:, None] # an unknown genre is wanted by nobody
         cosine = np.matmul(x, x[row, best][..., None])[..., 0]
         like = cosine if i == 0 else np.maximum(like, cosine)
-        if blank.any(): # not to be known is no variety: as like as the others are
-            like = np.where(blank, (like * known).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1), like)
+        if some_blank: # not to be known is no variety: as like as the others are
+            like = np.where(blank, (like * known).sum(1, keepdims=True) / n_known, like)
     return out
 
 # %% ../../nbs/70_recommenders.rerank.ipynb #c2530901
@@ -166,9 +167,9 @@ def about_songs(
     songs: pd.DataFrame | None, items: IdMap, embeddings: Mapping[str, Vectors] | None, flow: Vectors | None = None, flow_weight: float = .5
 ) -> About:
     "What is known of songs; without vectors there is neither variety nor chaining. `flow`: tempo, key and loudness (`embeddings.flow`)."
-    parts = [centred(store, items) for store in (embeddings or {}).values()]
-    vectors = unit(np.concatenate([np.zeros((len(items), 1), np.float32), *parts], axis=1))
-    heard = ~embeddings["audio"].vectors(items.ids)[1] if "audio" in (embeddings or {}) else np.zeros(len(items), bool)
+    parts = {name: centred(store, items) for name, store in (embeddings or {}).items()}
+    vectors = unit(np.concatenate([np.zeros((len(items), 1), np.float32), *parts.values()], axis=1))
+    heard = parts["audio"].any(axis=1) if "audio" in parts else np.zeros(len(items), bool)
     chain = vectors if flow is None else unit(np.c_[np.sqrt(1 - flow_weight) * vectors, np.sqrt(flow_weight) * flow.vectors(items.ids)[0]])
     return About(creator_codes(songs, items), duplicate_groups(songs, items, vectors * heard[:, None]), vectors, genre_codes(songs, items),
                  chain.astype(np.float32))
