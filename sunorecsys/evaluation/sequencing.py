@@ -112,22 +112,24 @@ def ratio(a: np.ndarray, b: np.ndarray, n_resamples: int = 5000) -> tuple[float,
     w = np.random.default_rng(0).multinomial(len(a), np.full(len(a), 1 / max(len(a), 1)), n_resamples)
     return float(a.mean() / b.mean()), *map(float, np.quantile((w @ a) / (w @ b), [.025, .975]))
 
-def playing_orders(items: np.ndarray, chain: np.ndarray, flow: np.ndarray | None, seed: int = 0) -> pd.DataFrame:
-    "Per order: mean step, its ratio to the order of the list with interval, and with `flow` [I, 16] steps of tempo, key and loudness."
+def playing_orders(items: np.ndarray, score: np.ndarray, chain: np.ndarray, flow: np.ndarray | None, seed: int = 0) -> pd.DataFrame:
+    """Per order of lists [U, n] with scores [U, n]: mean step, its ratio to the order of the score with interval, and with `flow` [I, 16]
+    steps of tempo, key and loudness."""
     n, rng = items.shape[1], np.random.default_rng(seed)
     plain = np.broadcast_to(np.arange(n), items.shape)
     by_chance = np.where(items >= 0, rng.random(items.shape), 2).argsort(axis=1)
-    orders = {"order of the list": plain, "chained": chained(items, chain), "shuffled vectors": chained(items, shuffled_rows(chain, seed)),
-              "random order": by_chance}
+    by_score = np.where(items >= 0, -score, np.inf).argsort(axis=1, kind="stable")
+    orders = {"order of the score": by_score, "order of the list": plain, "chained": chained(items, chain),
+              "shuffled vectors": chained(items, shuffled_rows(chain, seed)), "random order": by_chance}
     steps, rows = {k: mean_steps(items, o, chain) for k, o in orders.items()}, {}
-    whole = np.isfinite(steps["order of the list"])
+    whole = np.isfinite(steps["order of the score"])
     for name, order in orders.items():
         if (np.sort(np.take_along_axis(items, order, 1), 1) != np.sort(items, 1)).any():
             raise AssertionError(f"{name} lost or doubled a song")
         a, b = (x[x >= 0] for x in neighbours(items, order))
         apart = {} if flow is None else parted(flow[a], flow[b]).mean().to_dict()
         rows[name] = {"mean step": steps[name][whole].mean()} | dict(
-            zip(("ratio", "low", "high"), ratio(steps[name][whole], steps["order of the list"][whole]), strict=True)) | apart
+            zip(("ratio", "low", "high"), ratio(steps[name][whole], steps["order of the score"][whole]), strict=True)) | apart
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/84c_evaluation.sequencing.ipynb #92ca2b77
@@ -159,7 +161,10 @@ def sequencing(run: Run, n: int = 30) -> dict[str, pd.DataFrame]:
     if "audio" in stores:
         out["variety"] = trade_off(hybrid, q, centred(stores["audio"], hybrid.x.items), n)
     heard = None if flow is None else flow.vectors(hybrid.x.items.ids)[0]
-    out["orders"] = playing_orders(lists["hybrid"], hybrid.about.chain, heard)
+    shown = hybrid.candidates(q.who, n, exclude=q.barred)
+    if (shown.item_idx != lists["hybrid"]).any():
+        raise AssertionError("the lists of the stages are not those that the hybrid gives")
+    out["orders"] = playing_orders(shown.item_idx, shown.scores[..., 0], hybrid.about.chain, heard)
     if hybrid.din is not None:
         out["creators"] = creators_alike(hybrid, q)
     return out
@@ -180,9 +185,9 @@ def plot_sequencing(tables: dict[str, pd.DataFrame]) -> Figure:
     t = tables["orders"].iloc[::-1]
     parts = [c for c in ("mean step", "tempo", "key", "loudness") if c in t]
     for i, part in enumerate(parts):
-        axes[1].plot(t[part] / t.loc["order of the list", part], np.arange(len(t)) + .12 * (len(parts) - 1 - 2 * i) / 2, "o", label=part)
+        axes[1].plot(t[part] / t.loc["order of the score", part], np.arange(len(t)) + .12 * (len(parts) - 1 - 2 * i) / 2, "o", label=part)
     axes[1].axvline(1, color="#999999", lw=.8)
-    axes[1].set(yticks=np.arange(len(t)), yticklabels=t.index, xlabel="distance of neighbours, order of the list = 1", xlim=(0, None),
+    axes[1].set(yticks=np.arange(len(t)), yticklabels=t.index, xlabel="distance of neighbours, order of the score = 1", xlim=(0, None),
                 title="playing orders")
     axes[1].legend(fontsize=8)
     return fig
